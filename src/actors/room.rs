@@ -1,0 +1,316 @@
+//! The actor of one room: opens it from its history, feeds the rules, performs their effects.
+
+use super::context::{self, Context};
+use super::gateway::GatewayMsg;
+use super::shard_host::HostMsg;
+use crate::chat::room::{Effect, HistoryRead, Page, Room, Ticket};
+use crate::protocol::internal::{Epoch, Refusal, ToGateway, ToRoom};
+use crate::protocol::message::Message;
+use crate::protocol::names::{GatewayId, MessageId, RoomName};
+use crate::protocol::{BACKLOG_MAX, Timestamp};
+use crate::storage::store::{Found, Range, ReadError};
+use crate::storage::writer::WriteFailed;
+use ractor::{Actor, ActorProcessingErr, ActorRef};
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::sync::oneshot;
+
+/// A room without sessions keeps its actor for this long.
+const IDLE_STOP: Duration = Duration::from_secs(60);
+
+pub(super) struct RoomActor;
+
+pub(super) enum RoomMsg {
+    /// From a gateway, by way of the host.
+    Gateway(ToRoom),
+    /// The newest part of the history, to open with.
+    Opened(Result<Found, ReadError>),
+    /// An older part, for an attach.
+    Read(Ticket, Result<Found, ReadError>),
+    /// An append is done.
+    Appended(Timestamp, Result<(), WriteFailed>),
+    /// Everything that was in the mailbox when the round began has been handled.
+    EndOfRound,
+    /// Perhaps nobody has been here for a while.
+    Idle,
+}
+
+pub(super) struct Arguments {
+    pub(super) room: RoomName,
+    pub(super) host: ActorRef<HostMsg>,
+    pub(super) context: Arc<Context>,
+    pub(super) epoch: Epoch,
+}
+
+pub(super) struct State {
+    arguments: Arguments,
+    room: Phase,
+    gateways: HashMap<GatewayId, ActorRef<GatewayMsg>>,
+    effects: Vec<Effect>,
+    /// Gateways' messages handled so far.
+    handled: u64,
+    /// Whether the mailbox holds the end of this round.
+    round_end_sent: bool,
+    idle_since: Option<Instant>,
+    idle_timer_armed: bool,
+}
+
+enum Phase {
+    /// Reading its history; what comes meanwhile waits here. Its senders' credits bound it.
+    Opening(Vec<ToRoom>),
+    Open(Box<Room>),
+}
+
+impl Actor for RoomActor {
+    type Msg = RoomMsg;
+    type State = State;
+    type Arguments = Arguments;
+
+    async fn pre_start(
+        &self,
+        _myself: ActorRef<RoomMsg>,
+        arguments: Arguments,
+    ) -> Result<State, ActorProcessingErr> {
+        arguments.context.metrics.rooms.inc();
+        Ok(State {
+            arguments,
+            room: Phase::Opening(Vec::new()),
+            gateways: HashMap::new(),
+            effects: Vec::new(),
+            handled: 0,
+            round_end_sent: false,
+            idle_since: None,
+            idle_timer_armed: false,
+        })
+    }
+
+    async fn post_start(
+        &self,
+        myself: ActorRef<RoomMsg>,
+        state: &mut State,
+    ) -> Result<(), ActorProcessingErr> {
+        let Arguments { room, context, .. } = &state.arguments;
+        tokio::spawn(open(myself, room.clone(), Arc::clone(context)));
+        Ok(())
+    }
+
+    async fn handle(
+        &self,
+        myself: ActorRef<RoomMsg>,
+        message: RoomMsg,
+        state: &mut State,
+    ) -> Result<(), ActorProcessingErr> {
+        match message {
+            RoomMsg::Gateway(command) => {
+                state.handled += 1;
+                state.command(command)?;
+            }
+            RoomMsg::Opened(found) => state.opened(&found?)?,
+            RoomMsg::Read(ticket, found) => state.history_read(ticket, &found?)?,
+            RoomMsg::Appended(upto, outcome) => state.appended(upto, outcome),
+            RoomMsg::EndOfRound => state.end_round(),
+            RoomMsg::Idle => state.idle_timer_armed = false,
+        }
+        state.perform(&myself);
+        state.watch_idleness(&myself);
+        Ok(())
+    }
+}
+
+/// Waits until everything an earlier instance appended can be read, and reads the newest of it.
+async fn open(myself: ActorRef<RoomMsg>, room: RoomName, context: Arc<Context>) {
+    let (done, written) = oneshot::channel();
+    let done = Box::new(move |outcome| {
+        let _ = done.send(outcome);
+    });
+    context.writer.append(room.clone(), Vec::new(), done);
+    // A store that fails to write can still be read, and refuses what is said later on.
+    let _ = written.await;
+    if let Some(found) = context.read(move |store| store.read_newest(&room)).await {
+        let _ = myself.cast(RoomMsg::Opened(found));
+    }
+}
+
+impl State {
+    fn command(&mut self, command: ToRoom) -> Result<(), ActorProcessingErr> {
+        if let ToRoom::Detach(gateway) = &command {
+            // Another actor may answer to this name when it comes back.
+            self.gateways.remove(gateway);
+        }
+        let room = match &mut self.room {
+            Phase::Opening(waiting) => {
+                waiting.push(command);
+                return Ok(());
+            }
+            Phase::Open(room) => room,
+        };
+        let Arguments { context, room: name, .. } = &self.arguments;
+        let command = match command {
+            ToRoom::Say { say, .. } if context.writer.is_full() => {
+                let gateway = say.from.session.gateway;
+                let number = say.from.session.number;
+                let refused = ToGateway::Refused { number, id: say.id, refusal: Refusal::Overloaded };
+                self.effects.push(Effect::Tell(gateway, refused));
+                return Ok(());
+            }
+            other => other,
+        };
+        #[cfg(feature = "fault-injection")]
+        super::fault::maybe_panic_before(&command);
+        let mut lookup = Lookup::new(context, name);
+        room.command(command, context.clock.now(), &mut |id| lookup.find(id), &mut self.effects);
+        lookup.finish()?;
+        Ok(())
+    }
+
+    fn opened(&mut self, found: &Found) -> Result<(), ActorProcessingErr> {
+        let page = page(found);
+        let room = Room::open(self.arguments.epoch, page.messages, page.more);
+        if let Phase::Opening(waiting) = std::mem::replace(&mut self.room, Phase::Open(Box::new(room))) {
+            for command in waiting {
+                self.command(command)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn history_read(&mut self, ticket: Ticket, found: &Found) -> Result<(), ActorProcessingErr> {
+        if let Phase::Open(room) = &mut self.room {
+            let Arguments { context, room: name, .. } = &self.arguments;
+            let mut lookup = Lookup::new(context, name);
+            let now = context.clock.now();
+            room.history_read(ticket, page(found), now, &mut |id| lookup.find(id), &mut self.effects);
+            lookup.finish()?;
+        }
+        Ok(())
+    }
+
+    fn appended(&mut self, upto: Timestamp, outcome: Result<(), WriteFailed>) {
+        if let Phase::Open(room) = &mut self.room {
+            match outcome {
+                Ok(()) => room.durable(upto, &mut self.effects),
+                Err(WriteFailed) => room.storage_failed(&mut self.effects),
+            }
+        }
+    }
+
+    fn end_round(&mut self) {
+        self.round_end_sent = false;
+        if let Phase::Open(room) = &mut self.room {
+            room.flush(&mut self.effects);
+        }
+    }
+
+    fn perform(&mut self, myself: &ActorRef<RoomMsg>) {
+        #[cfg(feature = "fault-injection")]
+        let panic_after = super::fault::is_to_panic_after(&self.effects);
+        for effect in std::mem::take(&mut self.effects) {
+            match effect {
+                Effect::Append(messages) => self.append(myself, messages),
+                Effect::Tell(gateway, message) => self.tell(gateway, message),
+                Effect::Read(ticket, read) => self.read(myself, ticket, read),
+            }
+        }
+        #[cfg(feature = "fault-injection")]
+        super::fault::panic_if(panic_after);
+        // The mailbox is first in, first out: when this comes back, all that is in it now has joined the round.
+        let round_is_open = matches!(&self.room, Phase::Open(room) if room.has_open_round());
+        if round_is_open && !self.round_end_sent {
+            self.round_end_sent = true;
+            let _ = myself.cast(RoomMsg::EndOfRound);
+        }
+    }
+
+    fn append(&self, myself: &ActorRef<RoomMsg>, messages: Vec<Message>) {
+        let Some(upto) = messages.last().map(|newest| newest.timestamp) else { return };
+        let Arguments { context, room, .. } = &self.arguments;
+        context.metrics.messages.inc_by(messages.len() as u64);
+        let myself = myself.clone();
+        let done = Box::new(move |outcome| {
+            // A room that failed meanwhile finds the messages in its history when it opens again.
+            let _ = myself.cast(RoomMsg::Appended(upto, outcome));
+        });
+        context.writer.append(room.clone(), messages, done);
+    }
+
+    fn tell(&mut self, id: GatewayId, message: ToGateway) {
+        let message = GatewayMsg::Room { room: self.arguments.room.clone(), message };
+        let gateway = match self.gateways.entry(id) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(unknown) => match context::gateway(unknown.key()) {
+                Some(gateway) => unknown.insert(gateway),
+                None => return,
+            },
+        };
+        // A gateway that has failed lost its sessions with it; its host detaches it from here.
+        let _ = gateway.cast(message);
+    }
+
+    fn read(&self, myself: &ActorRef<RoomMsg>, ticket: Ticket, read: HistoryRead) {
+        let Arguments { context, room, .. } = &self.arguments;
+        let (myself, room, context) = (myself.clone(), room.clone(), Arc::clone(context));
+        let HistoryRead { after, upto, newest } = read;
+        let range = Range { after, before: upto.saturating_add(1), newest, limit: BACKLOG_MAX };
+        tokio::spawn(async move {
+            if let Some(found) = context.read(move |store| store.read(&room, range)).await {
+                let _ = myself.cast(RoomMsg::Read(ticket, found));
+            }
+        });
+    }
+
+    fn watch_idleness(&mut self, myself: &ActorRef<RoomMsg>) {
+        let idle = matches!(&self.room, Phase::Open(room) if room.is_idle());
+        if !idle {
+            self.idle_since = None;
+            return;
+        }
+        let idle_for = self.idle_since.get_or_insert_with(Instant::now).elapsed();
+        if idle_for >= IDLE_STOP {
+            let Arguments { room, host, .. } = &self.arguments;
+            let offer =
+                HostMsg::RoomIdle { room: room.clone(), actor: myself.get_id(), handled: self.handled };
+            let _ = host.cast(offer);
+        } else if !self.idle_timer_armed {
+            self.idle_timer_armed = true;
+            drop(myself.send_after(IDLE_STOP - idle_for, || RoomMsg::Idle));
+        }
+    }
+}
+
+impl Drop for State {
+    fn drop(&mut self) {
+        self.arguments.context.metrics.rooms.dec();
+    }
+}
+
+/// Finds ids in the history; keeps the first error, since the rules know of none.
+struct Lookup<'a> {
+    context: &'a Context,
+    room: &'a RoomName,
+    error: Option<ReadError>,
+}
+
+impl<'a> Lookup<'a> {
+    fn new(context: &'a Context, room: &'a RoomName) -> Self {
+        Self { context, room, error: None }
+    }
+
+    fn find(&mut self, id: &MessageId) -> Option<Timestamp> {
+        self.context.store.find(self.room, id).unwrap_or_else(|error| {
+            self.error.get_or_insert(error);
+            None
+        })
+    }
+
+    /// An id that could not be looked up might be a repetition: the room must not go on as if it were not. It fails
+    /// before anything it decided is performed, and its successor is asked again.
+    fn finish(self) -> Result<(), ReadError> {
+        self.error.map_or(Ok(()), Err)
+    }
+}
+
+fn page(found: &Found) -> Page {
+    Page { messages: found.messages.iter().map(Message::post).collect(), more: found.more }
+}

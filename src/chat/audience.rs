@@ -1,0 +1,543 @@
+//! A room's sessions on this node, as their gateway keeps them.
+//!
+//! Invariants:
+//! - A session that is live has seen everything the room relayed since it went live, once and in order, whatever
+//!   became of the room's instances meanwhile.
+//! - What a session said is either acknowledged, or refused, or in `unacked`, in the order it was said, and is
+//!   handed to every new instance of the room until one of the first two happens.
+//! - Nothing is believed of an instance this audience is not synced with.
+
+use crate::protocol::Timestamp;
+use crate::protocol::frames::{ServerFrame, concat};
+use crate::protocol::internal::{
+    Ack, Attach, Attached, Backlog, Epoch, Event, Member, Posted, Purpose, Refusal, Say, Scope, ToGateway,
+    ToRoom,
+};
+use crate::protocol::names::{GatewayId, MessageId, SessionKey, SessionNumber};
+use bytes::{Bytes, BytesMut};
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::sync::Arc;
+
+/// How often a message is handed to a room that fails before its sender is told that it cannot be delivered.
+pub const DELIVERIES_MAX: u32 = 5;
+
+/// An attach is repeated when no answer came in this time, in ms; the time doubles with each try.
+const ATTACH_RETRY_MS: u64 = 1_000;
+
+/// The longest wait between two attaches, in ms.
+const ATTACH_RETRY_MS_MAX: u64 = 16_000;
+
+/// After this many instances in a row failed us, wait before troubling the next.
+const LOSSES_AT_ONCE: u32 = 2;
+
+/// What the audience wants done. To be performed in order.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Effect {
+    /// Tell the room.
+    Room(ToRoom),
+    /// These bytes to every live session; they hold this many messages.
+    Everyone(Bytes, usize),
+    /// These bytes to one session, live or not. `settled` of its messages are no longer in flight.
+    One(SessionNumber, Bytes, u32),
+    /// From here on the session is among everyone.
+    GoLive(SessionNumber),
+    /// Call [`Audience::timer`] with this attempt after so many ms.
+    Timer(u64, u64),
+}
+
+#[derive(Debug)]
+struct Seat {
+    name: Arc<str>,
+    state: SeatState,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum SeatState {
+    /// Has no name yet.
+    Unnamed(Missed),
+    /// Not let in yet.
+    Waiting(Missed),
+    /// Hears everything, but has not heard of its own arrival.
+    Arriving,
+    /// In.
+    Live,
+}
+
+/// What a session is to be shown on entering.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Missed {
+    /// Everything after what it saw last.
+    Since(Timestamp),
+    /// Some of what was said before it connected, and everything since. The mark is the room's newest message then, or
+    /// when the room was first heard after that: nobody of this gateway was there before.
+    Around(Option<Timestamp>),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    /// Nothing asked of the room.
+    Apart,
+    /// A sync is under way.
+    Syncing,
+    /// Hears the instance `epoch`; `heard` batches so far.
+    Synced { epoch: Epoch, heard: u64 },
+}
+
+#[derive(Debug)]
+struct Unacked {
+    say: Say,
+    /// How often it was handed to a room.
+    deliveries: u32,
+}
+
+/// The sessions of one room on one gateway.
+#[derive(Debug)]
+pub struct Audience {
+    gateway: GatewayId,
+    phase: Phase,
+    /// The newest attempt to sync; answers to older ones are not for us any more.
+    attempt: u64,
+    retry_ms: u64,
+    /// Instances lost since a batch was last heard.
+    losses: u32,
+    /// The newest message the live sessions have seen.
+    last: Timestamp,
+    roster: BTreeMap<u64, Member>,
+    places: HashMap<SessionKey, u64>,
+    seats: BTreeMap<SessionNumber, Seat>,
+    unacked: VecDeque<Unacked>,
+}
+
+impl Audience {
+    /// Nobody, on `gateway`.
+    #[must_use]
+    pub fn new(gateway: GatewayId) -> Self {
+        Self {
+            gateway,
+            phase: Phase::Apart,
+            attempt: 0,
+            retry_ms: ATTACH_RETRY_MS,
+            losses: 0,
+            last: 0,
+            roster: BTreeMap::new(),
+            places: HashMap::new(),
+            seats: BTreeMap::new(),
+            unacked: VecDeque::new(),
+        }
+    }
+
+    /// Whether nothing is left to do for anyone.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.seats.is_empty() && self.unacked.is_empty()
+    }
+
+    /// Whether the room is open to this audience, so that a message said now would be relayed at once.
+    #[must_use]
+    pub fn is_synced(&self) -> bool {
+        matches!(self.phase, Phase::Synced { .. })
+    }
+
+    /// A session has connected. If it was here before, `since` is what it saw last. The room is heard from now on,
+    /// so that the session, once it has a name, is shown all that is said meanwhile.
+    pub fn arrive(&mut self, number: SessionNumber, since: Option<Timestamp>, effects: &mut Vec<Effect>) {
+        let heard = self.is_synced().then_some(self.last);
+        let missed = since.map_or(Missed::Around(heard), Missed::Since);
+        self.seats.insert(number, Seat { name: "".into(), state: SeatState::Unnamed(missed) });
+        if self.phase == Phase::Apart {
+            self.sync(effects);
+        }
+    }
+
+    /// A session has a name and wants in.
+    pub fn enter(&mut self, number: SessionNumber, name: Arc<str>, effects: &mut Vec<Effect>) {
+        let Some(seat) = self.seats.get_mut(&number) else { return };
+        let SeatState::Unnamed(missed) = seat.state else { return };
+        *seat = Seat { name, state: SeatState::Waiting(missed) };
+        if let Phase::Synced { epoch, .. } = self.phase {
+            self.let_in(number, epoch, effects);
+        }
+    }
+
+    /// A session is gone. Its unacknowledged messages stay until they are settled.
+    pub fn leave(&mut self, number: SessionNumber, effects: &mut Vec<Effect>) {
+        if self.seats.remove(&number).is_some() && self.phase != Phase::Apart {
+            effects.push(Effect::Room(ToRoom::Leave(self.session(number))));
+        }
+        if let Phase::Synced { epoch, .. } = self.phase {
+            // It may have left before it was in: what it said is not held back for it any more.
+            self.say_what_was_held(epoch, effects);
+        }
+        self.detach_if_empty(effects);
+    }
+
+    /// A session says something.
+    pub fn say(&mut self, number: SessionNumber, id: MessageId, text: Arc<str>, effects: &mut Vec<Effect>) {
+        let Some(seat) = self.seats.get(&number) else { return };
+        let from = Member { session: self.session(number), name: Arc::clone(&seat.name) };
+        let say = Say { from, id, text, again: false };
+        let mut unacked = Unacked { say, deliveries: 0 };
+        if let (Phase::Synced { epoch, .. }, false) = (self.phase, seat.is_waiting()) {
+            effects.push(Effect::Room(ToRoom::Say { epoch, say: unacked.deliver() }));
+        }
+        self.unacked.push_back(unacked);
+    }
+
+    /// The room speaks.
+    pub fn room(&mut self, message: ToGateway, effects: &mut Vec<Effect>) {
+        match message {
+            ToGateway::Attached(attached) => self.attached(attached, effects),
+            ToGateway::Batch { epoch, number, events } => self.batch(epoch, number, &events, effects),
+            ToGateway::Acks(acks) => acks.iter().for_each(|ack| self.ack(ack, effects)),
+            ToGateway::Refused { number, id, refusal } => self.refused(number, &id, refusal, effects),
+            ToGateway::Lost => self.lost(effects),
+        }
+        self.detach_if_empty(effects);
+    }
+
+    /// The room's instance is gone: find the next.
+    pub fn lost(&mut self, effects: &mut Vec<Effect>) {
+        if self.phase == Phase::Apart {
+            return;
+        }
+        self.losses += 1;
+        if self.losses <= LOSSES_AT_ONCE {
+            self.sync(effects);
+        } else {
+            // The room fails again and again. Do not let it spin: the timer tries anew.
+            self.phase = Phase::Syncing;
+            self.attempt += 1;
+            self.arm_timer(effects);
+        }
+    }
+
+    /// Time is up for an attempt to sync.
+    pub fn timer(&mut self, attempt: u64, effects: &mut Vec<Effect>) {
+        if self.phase == Phase::Syncing && attempt == self.attempt {
+            self.sync(effects);
+        }
+    }
+
+    /// Asks the room for everything since `last`, registers who is live and hands over what is unacknowledged.
+    fn sync(&mut self, effects: &mut Vec<Effect>) {
+        self.phase = Phase::Syncing;
+        self.attempt += 1;
+        self.give_up_the_undeliverable(effects);
+        let live: Vec<Member> = self
+            .seats
+            .iter()
+            .filter(|(_, seat)| !seat.is_waiting())
+            .map(|(number, seat)| Member { session: self.session(*number), name: Arc::clone(&seat.name) })
+            .collect();
+        // Without live sessions nobody misses anything, and whoever waits brings a backlog of their own.
+        let backlog = if live.is_empty() { Backlog::From(Timestamp::MAX) } else { Backlog::From(self.last) };
+        let seats = &self.seats;
+        let unacked = self
+            .unacked
+            .iter_mut()
+            .filter(|unacked| !unacked.is_held_for(seats))
+            .map(Unacked::deliver)
+            .collect();
+        let purpose = Purpose::Sync { live, unacked };
+        let attach = Attach { gateway: self.gateway.clone(), attempt: self.attempt, purpose, backlog };
+        effects.push(Effect::Room(ToRoom::Attach(attach)));
+        self.arm_timer(effects);
+    }
+
+    fn arm_timer(&mut self, effects: &mut Vec<Effect>) {
+        effects.push(Effect::Timer(self.attempt, self.retry_ms));
+        self.retry_ms = (self.retry_ms * 2).min(ATTACH_RETRY_MS_MAX);
+    }
+
+    fn give_up_the_undeliverable(&mut self, effects: &mut Vec<Effect>) {
+        let (keep, give_up) = std::mem::take(&mut self.unacked)
+            .into_iter()
+            .partition(|unacked: &Unacked| unacked.deliveries < DELIVERIES_MAX);
+        self.unacked = keep;
+        for Unacked { say, .. } in give_up {
+            self.settle_with_refusal(say.from.session.number, &say.id, Refusal::Undeliverable, effects);
+        }
+    }
+
+    /// Lets one waiting session in.
+    fn let_in(&self, number: SessionNumber, epoch: Epoch, effects: &mut Vec<Effect>) {
+        let Some(Seat { name, state: SeatState::Waiting(missed) }) = self.seats.get(&number) else { return };
+        let backlog = match missed {
+            Missed::Since(since) => Backlog::Since(*since),
+            Missed::Around(mark) => Backlog::Around(mark.unwrap_or(self.last)),
+        };
+        let member = Member { session: self.session(number), name: Arc::clone(name) };
+        let purpose = Purpose::Enter { epoch, member };
+        let attach = Attach { gateway: self.gateway.clone(), attempt: self.attempt, purpose, backlog };
+        effects.push(Effect::Room(ToRoom::Attach(attach)));
+    }
+
+    fn attached(&mut self, attached: Attached, effects: &mut Vec<Effect>) {
+        let Attached { epoch, attempt, scope, messages } = attached;
+        if attempt != self.attempt {
+            return;
+        }
+        match (scope, self.phase) {
+            (Scope::Page, Phase::Syncing) => {
+                self.show_missed(messages, effects);
+                self.retry_ms = ATTACH_RETRY_MS;
+                self.sync(effects);
+            }
+            (Scope::Synced { roster, last }, Phase::Syncing) => {
+                self.phase = Phase::Synced { epoch, heard: 0 };
+                self.retry_ms = ATTACH_RETRY_MS;
+                self.adopt_roster(roster, effects);
+                self.show_missed(messages, effects);
+                self.last = self.last.max(last);
+                self.mark_arrivals();
+                self.say_what_was_held(epoch, effects);
+                let seats: Vec<SessionNumber> = self.seats.keys().copied().collect();
+                for number in seats {
+                    self.let_in(number, epoch, effects);
+                }
+            }
+            (Scope::Entered { number, gap }, Phase::Synced { epoch: ours, .. }) if epoch == ours => {
+                self.entered(number, gap, messages, effects);
+                self.say_what_was_held(epoch, effects);
+            }
+            (Scope::Entered { .. } | Scope::Synced { .. } | Scope::Page, _) => {}
+        }
+    }
+
+    /// A session's first bytes: who is there, and what was said before.
+    fn entered(
+        &mut self,
+        number: SessionNumber,
+        gap: bool,
+        messages: Vec<Posted>,
+        effects: &mut Vec<Effect>,
+    ) {
+        let Some(seat) = self.seats.get_mut(&number) else { return };
+        if !seat.is_waiting() {
+            return;
+        }
+        seat.state = SeatState::Arriving;
+        let backlog_len: usize = messages.iter().map(|posted| posted.wire.len()).sum();
+        let mut wire = BytesMut::with_capacity(backlog_len + self.roster.len() * 32);
+        for member in self.roster.values() {
+            ServerFrame::Joined { joined: &member.name }.encode_into(&mut wire);
+        }
+        if gap {
+            ServerFrame::Gap { gap: true }.encode_into(&mut wire);
+        }
+        for posted in messages {
+            wire.extend_from_slice(&posted.wire);
+        }
+        effects.push(Effect::One(number, wire.freeze(), 0));
+        effects.push(Effect::GoLive(number));
+    }
+
+    fn batch(&mut self, epoch: Epoch, number: u64, events: &[Event], effects: &mut Vec<Effect>) {
+        let Phase::Synced { epoch: ours, heard } = self.phase else { return };
+        if epoch < ours {
+            return; // An instance that was replaced.
+        }
+        if epoch > ours || number != heard + 1 {
+            return self.sync(effects);
+        }
+        self.phase = Phase::Synced { epoch, heard: number };
+        self.losses = 0;
+        let mut frames = Vec::with_capacity(events.len());
+        let mut messages = 0;
+        for event in events {
+            match event {
+                Event::Message(posted) => {
+                    debug_assert!(posted.timestamp > self.last, "a room's timestamps strictly increase");
+                    self.last = posted.timestamp;
+                    frames.push(posted.wire.clone());
+                    messages += 1;
+                }
+                Event::Joined { place, member } => {
+                    if !self.note_joined(*place, member.clone()) {
+                        continue;
+                    }
+                    frames.push(ServerFrame::Joined { joined: &member.name }.encode());
+                    if let Some(number) = self.arriving(&member.session) {
+                        // Its own arrival completes what a session is shown; `ready` follows at once.
+                        show_everyone(&mut frames, &mut messages, effects);
+                        effects.push(Effect::One(number, ServerFrame::Ready { ready: true }.encode(), 0));
+                    }
+                }
+                Event::Quit { place } => {
+                    if let Some(member) = self.roster.remove(place) {
+                        self.places.remove(&member.session);
+                        frames.push(ServerFrame::Quit { quit: &member.name }.encode());
+                    }
+                }
+            }
+        }
+        show_everyone(&mut frames, &mut messages, effects);
+    }
+
+    /// Puts somebody on the roster; false when they were there already.
+    fn note_joined(&mut self, place: u64, member: Member) -> bool {
+        let before = self.places.insert(member.session.clone(), place);
+        if let Some(before) = before {
+            self.roster.remove(&before);
+        }
+        self.roster.insert(place, member);
+        before.is_none()
+    }
+
+    /// If `session` is ours and hears of its own arrival just now, its number.
+    fn arriving(&mut self, session: &SessionKey) -> Option<SessionNumber> {
+        if session.gateway != self.gateway {
+            return None;
+        }
+        let seat = self.seats.get_mut(&session.number)?;
+        if seat.state != SeatState::Arriving {
+            return None;
+        }
+        seat.state = SeatState::Live;
+        Some(session.number)
+    }
+
+    /// Replaces the roster and tells the live sessions the difference.
+    fn adopt_roster(&mut self, roster: Vec<(u64, Member)>, effects: &mut Vec<Effect>) {
+        let present: HashMap<&SessionKey, u64> =
+            roster.iter().map(|(place, member)| (&member.session, *place)).collect();
+        let mut frames = Vec::new();
+        for member in self.roster.values().filter(|member| !present.contains_key(&member.session)) {
+            frames.push(ServerFrame::Quit { quit: &member.name }.encode());
+        }
+        for (_, member) in roster.iter().filter(|(_, member)| !self.places.contains_key(&member.session)) {
+            frames.push(ServerFrame::Joined { joined: &member.name }.encode());
+        }
+        self.places = present.into_iter().map(|(session, place)| (session.clone(), place)).collect();
+        self.roster = roster.into_iter().collect();
+        show_everyone(&mut frames, &mut 0, effects);
+        // A session whose arrival fell into the gap between two instances is on the roster now.
+        for (number, seat) in &mut self.seats {
+            if seat.state == SeatState::Arriving {
+                seat.state = SeatState::Live;
+                effects.push(Effect::One(*number, ServerFrame::Ready { ready: true }.encode(), 0));
+            }
+        }
+    }
+
+    /// Notes for those who came before the room was heard where its history stood then.
+    fn mark_arrivals(&mut self) {
+        for seat in self.seats.values_mut() {
+            if let SeatState::Unnamed(Missed::Around(mark)) | SeatState::Waiting(Missed::Around(mark)) =
+                &mut seat.state
+            {
+                mark.get_or_insert(self.last);
+            }
+        }
+    }
+
+    fn show_missed(&mut self, messages: Vec<Posted>, effects: &mut Vec<Effect>) {
+        let mut frames: Vec<Bytes> = Vec::with_capacity(messages.len());
+        for posted in messages {
+            if posted.timestamp > self.last {
+                self.last = posted.timestamp;
+                frames.push(posted.wire);
+            }
+        }
+        let mut count = frames.len();
+        show_everyone(&mut frames, &mut count, effects);
+    }
+
+    /// Says what was held back while there was no room to say it in, or its session was not in yet.
+    fn say_what_was_held(&mut self, epoch: Epoch, effects: &mut Vec<Effect>) {
+        let seats = &self.seats;
+        for unacked in self.unacked.iter_mut().filter(|unacked| unacked.deliveries == 0) {
+            if !unacked.is_held_for(seats) {
+                effects.push(Effect::Room(ToRoom::Say { epoch, say: unacked.deliver() }));
+            }
+        }
+    }
+
+    fn ack(&mut self, ack: &Ack, effects: &mut Vec<Effect>) {
+        if self.settle(ack.number, &ack.id) {
+            let wire = match ack.id.client() {
+                Some(id) => ServerFrame::Ack { ack: id, timestamp: ack.timestamp }.encode(),
+                None => Bytes::new(),
+            };
+            effects.push(Effect::One(ack.number, wire, 1));
+        }
+    }
+
+    fn refused(
+        &mut self,
+        number: SessionNumber,
+        id: &MessageId,
+        refusal: Refusal,
+        effects: &mut Vec<Effect>,
+    ) {
+        if self.settle(number, id) {
+            self.settle_with_refusal(number, id, refusal, effects);
+        }
+    }
+
+    fn settle_with_refusal(
+        &self,
+        number: SessionNumber,
+        id: &MessageId,
+        refusal: Refusal,
+        effects: &mut Vec<Effect>,
+    ) {
+        let frame = ServerFrame::Error {
+            error: refusal.sentence(),
+            id: id.client(),
+            retry_after_ms: refusal.retry_after_ms(),
+        };
+        effects.push(Effect::One(number, frame.encode(), 1));
+    }
+
+    /// Forgets one unacknowledged message; false when it was settled before.
+    fn settle(&mut self, number: SessionNumber, id: &MessageId) -> bool {
+        // Acks come in the order of the messages, so this is nearly always the first.
+        let found = self
+            .unacked
+            .iter()
+            .position(|unacked| unacked.say.from.session.number == number && unacked.say.id == *id);
+        found.and_then(|place| self.unacked.remove(place)).is_some()
+    }
+
+    fn detach_if_empty(&mut self, effects: &mut Vec<Effect>) {
+        if self.is_empty() && self.phase != Phase::Apart {
+            self.phase = Phase::Apart;
+            self.roster.clear();
+            self.places.clear();
+            effects.push(Effect::Room(ToRoom::Detach(self.gateway.clone())));
+        }
+    }
+
+    fn session(&self, number: SessionNumber) -> SessionKey {
+        SessionKey { gateway: self.gateway.clone(), number }
+    }
+}
+
+impl Seat {
+    fn is_waiting(&self) -> bool {
+        matches!(self.state, SeatState::Unnamed(_) | SeatState::Waiting(_))
+    }
+}
+
+impl Unacked {
+    /// Whether its session is not in yet: nobody speaks before they have been shown who listens.
+    fn is_held_for(&self, seats: &BTreeMap<SessionNumber, Seat>) -> bool {
+        seats.get(&self.say.from.session.number).is_some_and(Seat::is_waiting)
+    }
+
+    /// The message as the next instance gets it.
+    fn deliver(&mut self) -> Say {
+        let say = Say { again: self.deliveries > 0, ..self.say.clone() };
+        self.deliveries += 1;
+        say
+    }
+}
+
+fn show_everyone(frames: &mut Vec<Bytes>, messages: &mut usize, effects: &mut Vec<Effect>) {
+    if !frames.is_empty() {
+        effects.push(Effect::Everyone(concat(frames), *messages));
+        frames.clear();
+        *messages = 0;
+    }
+}

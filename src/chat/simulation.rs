@@ -1,0 +1,521 @@
+//! Rooms, audiences, a store and clients in one thread, driven by random steps: joining, leaving, speaking, repeating,
+//! slow reads, rooms that fail at any point. In the end every promise of the protocol is checked.
+
+use super::audience::{Audience, Effect as AudienceEffect};
+use super::room::{Effect as RoomEffect, HistoryRead, Page, Room, Ticket};
+use crate::protocol::internal::{Posted, ToGateway, ToRoom};
+use crate::protocol::message::Message;
+use crate::protocol::names::{GatewayId, MessageId, SessionNumber};
+use crate::protocol::{BACKLOG_DEFAULT, BACKLOG_MAX, Timestamp};
+use bytes::Bytes;
+use proptest::prelude::*;
+use serde_json::Value;
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+
+const GATEWAYS: usize = 2;
+
+/// What a client has been sent.
+#[derive(Default)]
+struct Client {
+    gateway: usize,
+    name: String,
+    since: Option<Timestamp>,
+    /// The newest message when it came, if its gateway heard the room already.
+    came_at: Option<Timestamp>,
+    live: bool,
+    gone: bool,
+    frames: Vec<Value>,
+    said: u32,
+    settled: u32,
+}
+
+#[derive(Default)]
+struct World {
+    audiences: Vec<Audience>,
+    room: Option<Room>,
+    epoch: u64,
+    now: Timestamp,
+    to_room: VecDeque<ToRoom>,
+    to_gateway: Vec<VecDeque<ToGateway>>,
+    history: Vec<Message>,
+    writing: VecDeque<Vec<Message>>,
+    written: VecDeque<Timestamp>,
+    reads: Vec<(Ticket, HistoryRead)>,
+    timers: Vec<(usize, u64)>,
+    clients: BTreeMap<SessionNumber, Client>,
+    next_id: u64,
+    ids: Vec<(String, String)>,
+}
+
+#[derive(Debug, Clone)]
+enum Step {
+    Join { gateway: usize, since: Option<u8> },
+    Name { client: u8 },
+    Leave { client: u8 },
+    Say { client: u8, repeat: Option<u8>, with_id: bool },
+    ToRoom,
+    ToGateway { gateway: usize },
+    Flush,
+    Write,
+    Written,
+    Read { which: u8 },
+    Fail,
+    Timer { which: u8 },
+    ClockBack,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        3 => (0..GATEWAYS, prop::option::of(any::<u8>())).prop_map(|(gateway, since)| Step::Join { gateway, since }),
+        3 => any::<u8>().prop_map(|client| Step::Name { client }),
+        1 => any::<u8>().prop_map(|client| Step::Leave { client }),
+        8 => (any::<u8>(), prop::option::weighted(0.2, any::<u8>()), any::<bool>())
+            .prop_map(|(client, repeat, with_id)| Step::Say { client, repeat, with_id }),
+        16 => Just(Step::ToRoom),
+        16 => (0..GATEWAYS).prop_map(|gateway| Step::ToGateway { gateway }),
+        10 => Just(Step::Flush),
+        6 => Just(Step::Write),
+        6 => Just(Step::Written),
+        6 => any::<u8>().prop_map(|which| Step::Read { which }),
+        1 => Just(Step::Fail),
+        2 => any::<u8>().prop_map(|which| Step::Timer { which }),
+        1 => Just(Step::ClockBack),
+    ]
+}
+
+impl World {
+    fn new() -> Self {
+        let audiences = (0..GATEWAYS).map(|index| Audience::new(GatewayId::new("n", index))).collect();
+        Self { audiences, to_gateway: vec![VecDeque::new(); GATEWAYS], now: 1_000, ..Self::default() }
+    }
+
+    fn with_history(len: usize) -> Self {
+        let mut world = Self::new();
+        for count in 0..len as u64 {
+            let id = MessageId::Client(format!("old-{count}").into());
+            world.history.push(Message { timestamp: count + 1, name: "old".into(), text: "x".into(), id });
+        }
+        world
+    }
+
+    fn step(&mut self, step: &Step) {
+        self.now += 1;
+        match *step {
+            Step::Join { gateway, since } => {
+                self.join(gateway, since.map(|since| self.some_timestamp(since)));
+            }
+            Step::Name { client } => {
+                if let Some(number) = self.pick(client) {
+                    self.name(number);
+                }
+            }
+            Step::Leave { client } => {
+                if let Some(number) = self.pick(client) {
+                    self.clients.get_mut(&number).unwrap().gone = true;
+                    self.audience(number, |audience, effects| audience.leave(number, effects));
+                }
+            }
+            Step::Say { client, repeat, with_id } => self.say(client, repeat, with_id),
+            Step::ToRoom => self.deliver_to_room(),
+            Step::ToGateway { gateway } => {
+                if let Some(message) = self.to_gateway[gateway].pop_front() {
+                    self.drive(gateway, |audience, effects| audience.room(message, effects));
+                }
+            }
+            Step::Flush => self.room_step(|room, _, effects| room.flush(effects)),
+            Step::Write => {
+                if let Some(messages) = self.writing.pop_front() {
+                    self.written.push_back(messages.last().unwrap().timestamp);
+                    self.history.extend(messages);
+                }
+            }
+            Step::Written => {
+                if let Some(upto) = self.written.pop_front() {
+                    self.room_step(|room, _, effects| room.durable(upto, effects));
+                }
+            }
+            Step::Read { which } => {
+                if !self.reads.is_empty() {
+                    let (ticket, read) = self.reads.remove(usize::from(which) % self.reads.len());
+                    let page = self.page(read);
+                    let now = self.now;
+                    self.room_step(|room, history, effects| {
+                        room.history_read(ticket, page, now, &mut |id| find(history, id), effects);
+                    });
+                }
+            }
+            Step::Fail => self.fail(),
+            Step::Timer { which } => {
+                if !self.timers.is_empty() {
+                    let (gateway, attempt) = self.timers.remove(usize::from(which) % self.timers.len());
+                    self.drive(gateway, |audience, effects| audience.timer(attempt, effects));
+                }
+            }
+            Step::ClockBack => self.now = self.now.saturating_sub(500),
+        }
+    }
+
+    fn join(&mut self, gateway: usize, since: Option<Timestamp>) {
+        let number = self.clients.len() as SessionNumber;
+        let name = format!("u{number}");
+        let newest = self.writing.iter().flatten().last().or(self.history.last());
+        let newest = newest.map_or(0, |message| message.timestamp);
+        let came_at = self.audiences[gateway].is_synced().then_some(newest);
+        let client = Client { gateway, name, since, came_at, ..Client::default() };
+        self.clients.insert(number, client);
+        self.audience(number, |audience, effects| audience.arrive(number, since, effects));
+    }
+
+    fn name(&mut self, number: SessionNumber) {
+        let name = self.clients[&number].name.clone();
+        self.audience(number, |audience, effects| audience.enter(number, name.into(), effects));
+    }
+
+    /// A timestamp that a client may have seen, or 0.
+    fn some_timestamp(&self, which: u8) -> Timestamp {
+        let place = self.history.len() * usize::from(which) / 256;
+        if place == 0 { 0 } else { self.history[place - 1].timestamp }
+    }
+
+    fn say(&mut self, client: u8, repeat: Option<u8>, with_id: bool) {
+        let Some(number) = self.pick(client) else { return };
+        self.next_id += 1;
+        let (id, text) = match repeat.filter(|_| !self.ids.is_empty()) {
+            Some(which) => self.ids[usize::from(which) % self.ids.len()].clone(),
+            None => (format!("id{}", self.next_id), format!("text {}", self.next_id)),
+        };
+        let id = if with_id || repeat.is_some() {
+            self.ids.push((id.clone(), text.clone()));
+            MessageId::Client(id.into())
+        } else {
+            MessageId::Made(u128::from(self.next_id))
+        };
+        self.clients.get_mut(&number).unwrap().said += 1;
+        self.audience(number, |audience, effects| audience.say(number, id, text.into(), effects));
+    }
+
+    /// What the shard host does: only an attach opens a room.
+    fn deliver_to_room(&mut self) {
+        let Some(message) = self.to_room.pop_front() else { return };
+        if self.room.is_none() && matches!(message, ToRoom::Attach(_)) {
+            while !self.writing.is_empty() {
+                self.step(&Step::Write);
+            }
+            self.written.clear();
+            self.reads.clear();
+            let page = newest(&self.history, BACKLOG_DEFAULT);
+            self.epoch += 1;
+            self.room = Some(Room::open(self.epoch, page.messages, page.more));
+        }
+        let now = self.now;
+        self.room_step(|room, history, effects| {
+            room.command(message, now, &mut |id| find(history, id), effects);
+        });
+    }
+
+    /// The room's actor panics: what it was sent is lost with it, what it appended is not.
+    fn fail(&mut self) {
+        if self.room.take().is_some() {
+            self.to_room.clear();
+            self.reads.clear();
+            self.written.clear();
+            self.to_gateway.iter_mut().for_each(|queue| queue.push_back(ToGateway::Lost));
+        }
+    }
+
+    fn room_step(&mut self, run: impl FnOnce(&mut Room, &[Message], &mut Vec<RoomEffect>)) {
+        let Some(room) = &mut self.room else { return };
+        let mut effects = Vec::new();
+        run(room, &self.history, &mut effects);
+        for effect in effects {
+            match effect {
+                RoomEffect::Append(messages) => self.writing.push_back(messages),
+                RoomEffect::Tell(gateway, message) => {
+                    let index = (0..GATEWAYS).find(|index| GatewayId::new("n", *index) == gateway).unwrap();
+                    self.to_gateway[index].push_back(message);
+                }
+                RoomEffect::Read(ticket, read) => self.reads.push((ticket, read)),
+            }
+        }
+    }
+
+    fn page(&self, read: HistoryRead) -> Page {
+        let range: Vec<Message> = self
+            .history
+            .iter()
+            .filter(|message| message.timestamp > read.after && message.timestamp <= read.upto)
+            .cloned()
+            .collect();
+        if read.newest {
+            newest(&range, BACKLOG_MAX)
+        } else {
+            let messages = range.iter().take(BACKLOG_MAX).map(Message::post).collect();
+            Page { messages, more: range.len() > BACKLOG_MAX }
+        }
+    }
+
+    fn audience(&mut self, number: SessionNumber, run: impl FnOnce(&mut Audience, &mut Vec<AudienceEffect>)) {
+        self.drive(self.clients[&number].gateway, run);
+    }
+
+    fn drive(&mut self, gateway: usize, run: impl FnOnce(&mut Audience, &mut Vec<AudienceEffect>)) {
+        let mut effects = Vec::new();
+        run(&mut self.audiences[gateway], &mut effects);
+        for effect in effects {
+            match effect {
+                AudienceEffect::Room(message) => self.to_room.push_back(message),
+                AudienceEffect::Everyone(wire, _) => {
+                    for client in self.clients.values_mut() {
+                        if client.gateway == gateway && client.live && !client.gone {
+                            client.frames.extend(decode(&wire));
+                        }
+                    }
+                }
+                AudienceEffect::One(number, wire, settled) => {
+                    let client = self.clients.get_mut(&number).unwrap();
+                    if !client.gone {
+                        client.frames.extend(decode(&wire));
+                        client.settled += settled;
+                    }
+                }
+                AudienceEffect::GoLive(number) => self.clients.get_mut(&number).unwrap().live = true,
+                AudienceEffect::Timer(attempt, _) => self.timers.push((gateway, attempt)),
+            }
+        }
+    }
+
+    fn pick(&self, which: u8) -> Option<SessionNumber> {
+        let here: Vec<SessionNumber> =
+            self.clients.iter().filter(|(_, client)| !client.gone).map(|(number, _)| *number).collect();
+        (!here.is_empty()).then(|| here[usize::from(which) % here.len()])
+    }
+
+    /// Lets everything run to its end, without further faults. Whoever has no name yet gets one.
+    fn settle(&mut self) {
+        for number in self.clients.keys().copied().collect::<Vec<_>>() {
+            if !self.clients[&number].gone {
+                self.name(number);
+            }
+        }
+        let mut at_rest = 0;
+        for _ in 0..100_000 {
+            for step in [Step::ToRoom, Step::Flush, Step::Write, Step::Written, Step::Read { which: 0 }] {
+                self.step(&step);
+            }
+            (0..GATEWAYS).for_each(|gateway| self.step(&Step::ToGateway { gateway }));
+            let busy = !self.to_room.is_empty()
+                || self.to_gateway.iter().any(|queue| !queue.is_empty())
+                || !self.writing.is_empty()
+                || !self.written.is_empty()
+                || !self.reads.is_empty();
+            let unsynced =
+                self.audiences.iter().any(|audience| !audience.is_empty() && !audience.is_synced());
+            if !busy && unsynced {
+                (0..self.timers.len()).for_each(|_| self.step(&Step::Timer { which: 0 }));
+            }
+            // Twice, because what the last step of one pass left in the room's round comes out with the next.
+            at_rest = if busy || unsynced { 0 } else { at_rest + 1 };
+            if at_rest == 2 {
+                return;
+            }
+        }
+        panic!("the world does not come to rest");
+    }
+
+    fn check(&self) {
+        self.check_history();
+        let present: BTreeMap<&str, usize> =
+            self.clients.values().filter(|client| !client.gone).fold(BTreeMap::new(), |mut names, client| {
+                *names.entry(client.name.as_str()).or_default() += 1;
+                names
+            });
+        for client in self.clients.values().filter(|client| !client.gone) {
+            self.check_messages(client);
+            self.check_arrival(client);
+            assert_eq!(roster(&client.frames), present, "{}'s roster", client.name);
+            assert_eq!(client.settled, client.said, "{}: everything said is settled", client.name);
+        }
+        if present.is_empty() {
+            let idle = self.room.as_ref().is_none_or(Room::is_idle);
+            assert!(idle, "an empty room may be closed: {:?}\n{:?}", self.room, self.audiences);
+        }
+    }
+
+    fn check_history(&self) {
+        assert!(self.history.is_sorted_by(|a, b| a.timestamp < b.timestamp), "timestamps strictly increase");
+        let ids: BTreeSet<&MessageId> = self.history.iter().map(|message| &message.id).collect();
+        assert_eq!(ids.len(), self.history.len(), "no message is there twice");
+        let by_id: HashMap<&str, &Message> =
+            self.history.iter().filter_map(|message| Some((message.id.client()?, message))).collect();
+        for frame in self.clients.values().flat_map(|client| &client.frames) {
+            if let Some(id) = frame["ack"].as_str() {
+                let message = by_id.get(id).unwrap_or_else(|| panic!("acknowledged {id} is lost"));
+                assert_eq!(frame["timestamp"], message.timestamp, "the ack's timestamp is the message's");
+            }
+        }
+    }
+
+    /// A client has seen its backlog and everything since, in the history's order, nothing twice.
+    fn check_messages(&self, client: &Client) {
+        let seen: Vec<&Value> = client.frames.iter().filter(|frame| frame["message"].is_string()).collect();
+        let start = match (client.since, seen.first()) {
+            (Some(since), _) => {
+                let wanted = self.history.partition_point(|message| message.timestamp <= since);
+                let gap = client.frames.iter().any(|frame| frame["gap"] == true);
+                let first = seen.first().map_or(Timestamp::MAX, |frame| frame["timestamp"].as_u64().unwrap());
+                if gap { self.history.partition_point(|message| message.timestamp < first) } else { wanted }
+            }
+            (None, Some(first)) => {
+                let first = first["timestamp"].as_u64().unwrap();
+                self.history.partition_point(|message| message.timestamp < first)
+            }
+            (None, None) => self.history.len(),
+        };
+        let expected: Vec<Value> = self.history[start..].iter().map(as_json).collect();
+        assert_eq!(seen, expected.iter().collect::<Vec<_>>(), "{}'s view", client.name);
+        if client.since.is_some() {
+            return;
+        }
+        assert!(
+            expected.len() >= self.history.len().min(BACKLOG_DEFAULT),
+            "{}'s backlog is short",
+            client.name
+        );
+        if let Some(came_at) = client.came_at {
+            // A hundred from before it came, or all there were, and everything since.
+            let before = self.history.partition_point(|message| message.timestamp <= came_at);
+            let since = self.history.len() - before;
+            let due = before.min(BACKLOG_DEFAULT).min(BACKLOG_MAX.saturating_sub(since));
+            let shown_before = expected.len().saturating_sub(since);
+            assert!(shown_before >= due, "{}: {shown_before} of {due} from before", client.name);
+        }
+    }
+
+    /// Roster, backlog, own arrival, ready; `ready` once and nothing but acks of others' doing in between.
+    fn check_arrival(&self, client: &Client) {
+        let ready = client.frames.iter().position(|frame| frame["ready"] == true);
+        let ready = ready.unwrap_or_else(|| panic!("{} is never ready", client.name));
+        assert_eq!(client.frames.iter().filter(|frame| frame["ready"] == true).count(), 1);
+        let own = client.frames.iter().position(|frame| frame["joined"] == client.name.as_str());
+        assert!(own.is_some_and(|own| own < ready), "{}'s own arrival comes before ready", client.name);
+        let first_message = client.frames.iter().position(|frame| frame["message"].is_string());
+        let last_of_roster = client.frames.iter().take_while(|frame| frame["joined"].is_string()).count();
+        assert!(first_message.is_none_or(|first| first >= last_of_roster), "the roster comes first");
+    }
+}
+
+fn roster(frames: &[Value]) -> BTreeMap<&str, usize> {
+    let mut names: BTreeMap<&str, usize> = BTreeMap::new();
+    for frame in frames {
+        if let Some(name) = frame["joined"].as_str() {
+            *names.entry(name).or_default() += 1;
+        } else if let Some(name) = frame["quit"].as_str() {
+            *names.get_mut(name).expect("nobody quits who was not there") -= 1;
+        }
+    }
+    names.retain(|_, count| *count > 0);
+    names
+}
+
+fn find(history: &[Message], id: &MessageId) -> Option<Timestamp> {
+    history.iter().find(|message| message.id == *id).map(|message| message.timestamp)
+}
+
+fn newest(messages: &[Message], max: usize) -> Page {
+    let start = messages.len().saturating_sub(max);
+    let posts: Vec<Posted> = messages[start..].iter().map(Message::post).collect();
+    Page { messages: posts, more: start > 0 }
+}
+
+fn as_json(message: &Message) -> Value {
+    serde_json::to_value(message.as_chat()).unwrap()
+}
+
+/// The JSON texts in a run of WebSocket frames.
+fn decode(wire: &Bytes) -> Vec<Value> {
+    let mut frames = Vec::new();
+    let mut rest = &wire[..];
+    while let [0x81, len, tail @ ..] = rest {
+        let (len, tail) = match *len {
+            126 => (usize::from(u16::from_be_bytes([tail[0], tail[1]])), &tail[2..]),
+            short => (usize::from(short), tail),
+        };
+        frames.push(serde_json::from_slice(&tail[..len]).unwrap());
+        rest = &tail[len..];
+    }
+    assert!(rest.is_empty(), "whole frames only");
+    frames
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 400, max_shrink_iters: 20_000, ..ProptestConfig::default() })]
+
+    /// Whatever happens in whichever order, the promises hold once things have come to rest.
+    #[test]
+    fn the_promises_hold(
+        history in prop_oneof![Just(0_usize), 1..5_usize, Just(150), Just(1_300)],
+        steps in prop::collection::vec(step(), 0..400),
+    ) {
+        let mut world = World::with_history(history);
+        for step in &steps {
+            world.step(step);
+        }
+        world.settle();
+        world.check();
+    }
+}
+
+/// A message that makes its room fail every time is given up, and the rest of the room goes on.
+#[test]
+fn a_message_that_kills_its_room_is_given_up() {
+    let mut world = World::new();
+    world.step(&Step::Join { gateway: 0, since: None });
+    world.settle();
+    world.step(&Step::Say { client: 0, repeat: None, with_id: true });
+    for _ in 0..10 {
+        world.fail();
+        for _ in 0..20 {
+            world.step(&Step::ToGateway { gateway: 0 });
+            world.step(&Step::Timer { which: 0 });
+        }
+        let carries_it = world.to_room.iter().any(|message| {
+            matches!(message, ToRoom::Say { .. })
+                || matches!(message, ToRoom::Attach(attach) if format!("{attach:?}").contains("text 1"))
+        });
+        if !carries_it {
+            break;
+        }
+        world.room = Some(Room::open(world.epoch + 1, Vec::new(), false));
+    }
+    world.settle();
+    let client = &world.clients[&0];
+    assert!(client.frames.iter().any(|frame| frame["id"] == "id1" && frame["error"].is_string()));
+    world.check();
+}
+
+/// Ten people, a short story, and what one of them sees.
+#[test]
+fn a_transcript() {
+    let mut world = World::new();
+    world.step(&Step::Join { gateway: 0, since: None });
+    world.settle();
+    world.step(&Step::Join { gateway: 1, since: None });
+    world.settle();
+    world.step(&Step::Say { client: 0, repeat: None, with_id: true });
+    world.settle();
+    world.step(&Step::Leave { client: 1 });
+    world.settle();
+    let timestamp = world.history[0].timestamp;
+    let seen: Vec<String> = world.clients[&0].frames.iter().map(Value::to_string).collect();
+    assert_eq!(
+        seen,
+        [
+            r#"{"joined":"u0"}"#.to_owned(),
+            r#"{"ready":true}"#.to_owned(),
+            r#"{"joined":"u1"}"#.to_owned(),
+            format!(r#"{{"id":"id1","message":"text 1","name":"u0","timestamp":{timestamp}}}"#),
+            format!(r#"{{"ack":"id1","timestamp":{timestamp}}}"#),
+            r#"{"quit":"u1"}"#.to_owned(),
+        ]
+    );
+}

@@ -1,0 +1,434 @@
+//! Every setting: its default, where it may come from, and what it must look like.
+//!
+//! A flag wins over a variable, a variable over the file, the file over the default. The file is checked on its own
+//! first, because only its own parser knows on which line something stands.
+
+use crate::chat::limiter::Limits;
+use crate::storage::writer::Durability;
+use config::{Config as Layers, ConfigError as LayerError, File, FileFormat, Value};
+use ipnet::IpNet;
+use serde::Deserialize;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// The shortest cookie, in bytes.
+const COOKIE_BYTES_MIN: usize = 16;
+
+/// Most shards: every shard costs a little on every node.
+const SHARDS_MAX: u16 = 1024;
+
+/// Why a node cannot be configured. One sentence, for the person who starts it.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct ConfigError(String);
+
+/// What a node is to be.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// `node.name`
+    pub name: String,
+    /// `node.data`
+    pub data: PathBuf,
+    /// `http.listen`
+    pub http: SocketAddr,
+    /// `http.advertise`; without it, what `http.listen` turns out to be.
+    pub advertise: Option<String>,
+    /// `http.trusted_proxies`
+    pub trusted_proxies: Vec<IpNet>,
+    /// `http.allowed_origins`
+    pub allowed_origins: Vec<String>,
+    /// `cluster.shards`
+    pub shards: u16,
+    /// `limits.*`
+    pub limits: Limits,
+    /// `history.durability`
+    pub durability: Durability,
+}
+
+/// A setting given by a flag: its key, and its value or values.
+pub type Flag = (&'static str, Vec<String>);
+
+/// What a key's value looks like.
+#[derive(Clone, Copy)]
+enum Kind {
+    Text,
+    Number,
+    List,
+}
+
+/// All keys. The variable of `a.b` is `PARLEY_A_B`.
+const KEYS: &[(&str, Kind)] = &[
+    ("node.name", Kind::Text),
+    ("node.data", Kind::Text),
+    ("http.listen", Kind::Text),
+    ("http.advertise", Kind::Text),
+    ("http.trusted_proxies", Kind::List),
+    ("http.allowed_origins", Kind::List),
+    ("cluster.listen", Kind::Text),
+    ("cluster.peers", Kind::List),
+    ("cluster.cookie", Kind::Text),
+    ("cluster.cookie_file", Kind::Text),
+    ("cluster.shards", Kind::Number),
+    ("cluster.replicas", Kind::Number),
+    ("limits.interval_ms", Kind::Number),
+    ("limits.grace_ms", Kind::Number),
+    ("history.durability", Kind::Text),
+];
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct Settings {
+    node: Node,
+    http: Http,
+    cluster: Cluster,
+    limits: LimitSettings,
+    history: History,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct Node {
+    name: String,
+    data: PathBuf,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct Http {
+    listen: String,
+    advertise: Option<String>,
+    trusted_proxies: Vec<String>,
+    allowed_origins: Vec<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct Cluster {
+    listen: Option<String>,
+    peers: Vec<String>,
+    cookie: Option<String>,
+    cookie_file: Option<PathBuf>,
+    shards: u16,
+    replicas: u16,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct LimitSettings {
+    interval_ms: u64,
+    grace_ms: u64,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct History {
+    durability: String,
+}
+
+impl Default for Node {
+    fn default() -> Self {
+        Self { name: "n1".into(), data: "./data".into() }
+    }
+}
+
+impl Default for Http {
+    fn default() -> Self {
+        Self {
+            listen: "127.0.0.1:8080".into(),
+            advertise: None,
+            trusted_proxies: Vec::new(),
+            allowed_origins: Vec::new(),
+        }
+    }
+}
+
+impl Default for Cluster {
+    fn default() -> Self {
+        Self { listen: None, peers: Vec::new(), cookie: None, cookie_file: None, shards: 16, replicas: 3 }
+    }
+}
+
+impl Default for LimitSettings {
+    fn default() -> Self {
+        Self { interval_ms: 5_000, grace_ms: 20_000 }
+    }
+}
+
+impl Default for History {
+    fn default() -> Self {
+        Self { durability: "sync".into() }
+    }
+}
+
+// By hand, because a derived one would print the cookie.
+impl std::fmt::Debug for Cluster {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Cluster")
+            .field("listen", &self.listen)
+            .field("peers", &self.peers)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Config {
+    /// Reads all sources: `file` if one is named, `variable` for the environment, `flags` from the command line.
+    ///
+    /// # Errors
+    /// When a source cannot be read, holds an unknown key, or a value that makes no sense.
+    pub fn load(
+        file: Option<&Path>,
+        variable: impl Fn(&str) -> Option<String>,
+        flags: Vec<Flag>,
+    ) -> Result<Self, ConfigError> {
+        let mut layers = Layers::builder();
+        if let Some(path) = file {
+            let text = std::fs::read_to_string(path).map_err(|error| {
+                ConfigError(format!("config file {} cannot be read: {error}", path.display()))
+            })?;
+            check_file(path, &text)?;
+            layers = layers.add_source(File::from_str(&text, FileFormat::Toml));
+        }
+        for (key, kind) in KEYS {
+            let name = variable_name(key);
+            if let Some(text) = variable(&name) {
+                let value = typed(&name, *kind, text)?;
+                layers = layers.set_override(*key, value).map_err(|error| layer_error(&error))?;
+            }
+        }
+        for (key, mut values) in flags {
+            let is_list = KEYS.iter().any(|(known, kind)| *known == key && matches!(kind, Kind::List));
+            let value: Value = if is_list { values.into() } else { values.pop().unwrap_or_default().into() };
+            layers = layers.set_override(key, value).map_err(|error| layer_error(&error))?;
+        }
+        let merged = layers.build().map_err(|error| layer_error(&error))?;
+        merged.try_deserialize::<Settings>().map_err(|error| layer_error(&error))?.check()
+    }
+}
+
+/// The variable that sets `key`.
+fn variable_name(key: &str) -> String {
+    format!("PARLEY_{}", key.replace('.', "_").to_ascii_uppercase())
+}
+
+fn typed(name: &str, kind: Kind, text: String) -> Result<Value, ConfigError> {
+    match kind {
+        Kind::Text => Ok(text.into()),
+        Kind::Number => {
+            let number = text.trim().parse::<u64>();
+            number
+                .map(Value::from)
+                .map_err(|_| ConfigError(format!("{name} must be a whole number, but is \"{text}\"")))
+        }
+        Kind::List => {
+            let items = text.split(',').map(str::trim).filter(|item| !item.is_empty());
+            Ok(items.map(str::to_owned).collect::<Vec<_>>().into())
+        }
+    }
+}
+
+/// Finds unknown keys and values of a wrong type, and says on which line.
+fn check_file(path: &Path, text: &str) -> Result<(), ConfigError> {
+    let Err(error) = toml::from_str::<Settings>(text) else { return Ok(()) };
+    let line = error.span().map_or(1, |span| text[..span.start].matches('\n').count() + 1);
+    let message = error.message().lines().collect::<Vec<_>>().join(" ");
+    // What stands left of the equals sign: the parser names unknown keys, but not those with a wrong value.
+    let key = text.lines().nth(line - 1).and_then(|line| line.split_once('=')).map(|(key, _)| key.trim());
+    let at = key.map_or_else(String::new, |key| format!(" ({key})"));
+    Err(ConfigError(format!("{} line {line}{at}: {message}", path.display())))
+}
+
+fn layer_error(error: &LayerError) -> ConfigError {
+    ConfigError(format!("the configuration does not fit together: {error}"))
+}
+
+impl Settings {
+    fn check(self) -> Result<Config, ConfigError> {
+        let Self { node, http, cluster, limits, history } = self;
+        if node.name.is_empty()
+            || node.name.len() > 32
+            || !node.name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte))
+        {
+            return refuse("node.name", &node.name, "1 to 32 letters, digits, dots, dashes and underscores");
+        }
+        cluster.check()?;
+        let durability = match history.durability.split_once(':') {
+            None if history.durability == "sync" => Durability::Sync,
+            Some(("interval", ms)) if ms.parse::<u64>().is_ok_and(|ms| (1..=60_000).contains(&ms)) => {
+                Durability::Interval(Duration::from_millis(ms.parse().unwrap_or(1)))
+            }
+            _ => {
+                return refuse(
+                    "history.durability",
+                    &history.durability,
+                    "\"sync\" or \"interval:MS\" with 1 to 60000 ms",
+                );
+            }
+        };
+        if limits.interval_ms > 86_400_000 || limits.grace_ms > 86_400_000 {
+            return Err(ConfigError("limits.interval_ms and limits.grace_ms must be at most a day".into()));
+        }
+        Ok(Config {
+            name: node.name,
+            data: node.data,
+            http: parse("http.listen", &http.listen, "an address like 127.0.0.1:8080")?,
+            advertise: http.advertise.as_deref().map(check_base_url).transpose()?,
+            trusted_proxies: http
+                .trusted_proxies
+                .iter()
+                .map(|cidr| parse("http.trusted_proxies", cidr, "networks like 10.0.0.0/8"))
+                .collect::<Result<_, _>>()?,
+            allowed_origins: http
+                .allowed_origins
+                .into_iter()
+                .map(|origin| check_origin("http.allowed_origins", &origin))
+                .collect::<Result<_, _>>()?,
+            shards: cluster.shards,
+            limits: Limits { interval_ms: limits.interval_ms, grace_ms: limits.grace_ms },
+            durability,
+        })
+    }
+}
+
+impl Cluster {
+    fn check(&self) -> Result<(), ConfigError> {
+        if !(1..=SHARDS_MAX).contains(&self.shards) {
+            return refuse("cluster.shards", &self.shards.to_string(), &format!("1 to {SHARDS_MAX}"));
+        }
+        if !(1..=9).contains(&self.replicas) {
+            return refuse("cluster.replicas", &self.replicas.to_string(), "1 to 9");
+        }
+        let cookie = match (&self.cookie, &self.cookie_file) {
+            (Some(_), Some(_)) => {
+                return Err(ConfigError(
+                    "cluster.cookie and cluster.cookie_file are both set; keep one".into(),
+                ));
+            }
+            (Some(cookie), None) => Some(cookie.clone()),
+            (None, Some(path)) => Some(read_cookie(path)?),
+            (None, None) => None,
+        };
+        if cookie.as_ref().is_some_and(|cookie| cookie.len() < COOKIE_BYTES_MIN) {
+            return Err(ConfigError(format!("the cluster cookie is shorter than {COOKIE_BYTES_MIN} bytes")));
+        }
+        if self.listen.is_some() && cookie.is_none() {
+            return Err(ConfigError(
+                "cluster.listen is set without cluster.cookie or cluster.cookie_file".into(),
+            ));
+        }
+        if self.listen.is_some() || !self.peers.is_empty() {
+            return Err(ConfigError(
+                "cluster.listen and cluster.peers are not supported by this version, which runs single nodes"
+                    .into(),
+            ));
+        }
+        Ok(())
+    }
+}
+
+fn read_cookie(path: &Path) -> Result<String, ConfigError> {
+    std::fs::read_to_string(path).map(|text| text.trim_end().to_owned()).map_err(|error| {
+        ConfigError(format!("cluster.cookie_file {} cannot be read: {error}", path.display()))
+    })
+}
+
+/// A base URL: scheme and host, no path.
+fn check_base_url(url: &str) -> Result<String, ConfigError> {
+    check_origin("http.advertise", url.trim_end_matches('/'))
+}
+
+fn check_origin(key: &str, text: &str) -> Result<String, ConfigError> {
+    let authority = text.strip_prefix("http://").or_else(|| text.strip_prefix("https://"));
+    if authority.is_none_or(|authority| authority.is_empty() || authority.contains(['/', '?', '#', ' '])) {
+        return refuse(key, text, "a scheme and a host like https://chat.example.org");
+    }
+    Ok(text.to_ascii_lowercase())
+}
+
+fn parse<T: std::str::FromStr>(key: &str, text: &str, expected: &str) -> Result<T, ConfigError> {
+    text.parse().or_else(|_| refuse(key, text, expected))
+}
+
+fn refuse<T>(key: &str, found: &str, expected: &str) -> Result<T, ConfigError> {
+    Err(ConfigError(format!("{key} must be {expected}, but is \"{found}\"")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+
+    fn load(file: &str, variables: &[(&str, &str)], flags: Vec<Flag>) -> Result<Config, String> {
+        let mut path = tempfile::NamedTempFile::new().unwrap();
+        path.write_all(file.as_bytes()).unwrap();
+        let variable = |name: &str| {
+            variables.iter().find(|(known, _)| *known == name).map(|(_, value)| (*value).to_owned())
+        };
+        Config::load(Some(path.path()), variable, flags).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn a_flag_wins_over_a_variable_over_the_file_over_the_default() {
+        let file = "[node]\nname = \"file\"\ndata = \"/file\"\n[http]\nlisten = \"127.0.0.1:1\"\n";
+        let variables = [("PARLEY_NODE_NAME", "variable"), ("PARLEY_NODE_DATA", "/variable")];
+        let config = load(file, &variables, vec![("node.name", vec!["flag".into()])]).unwrap();
+        assert_eq!(config.name, "flag");
+        assert_eq!(config.data, Path::new("/variable"));
+        assert_eq!(config.http.port(), 1);
+        assert_eq!(config.shards, 16);
+    }
+
+    #[test]
+    fn every_default_is_the_documented_one() {
+        let config = load("", &[], Vec::new()).unwrap();
+        assert_eq!((config.name.as_str(), config.data.as_path()), ("n1", Path::new("./data")));
+        assert_eq!(config.http, "127.0.0.1:8080".parse().unwrap());
+        assert_eq!(config.limits, Limits { interval_ms: 5_000, grace_ms: 20_000 });
+        assert_eq!(config.durability, Durability::Sync);
+        assert!(config.trusted_proxies.is_empty() && config.allowed_origins.is_empty());
+        assert!(config.advertise.is_none());
+    }
+
+    #[test]
+    fn an_unknown_key_is_named_with_its_line() {
+        let error = load("[http]\nlisten = \"127.0.0.1:1\"\nlisen = 5\n", &[], Vec::new()).unwrap_err();
+        assert!(error.contains("line 3") && error.contains("lisen"), "{error}");
+        let error = load("\n\n[htp]\n", &[], Vec::new()).unwrap_err();
+        assert!(error.contains("line 3") && error.contains("htp"), "{error}");
+    }
+
+    #[test]
+    fn values_that_make_no_sense_are_named() {
+        for (file, named) in [
+            ("[http]\nlisten = \"nowhere\"", "http.listen"),
+            ("[http]\ntrusted_proxies = [\"10.0.0.0/99\"]", "http.trusted_proxies"),
+            ("[http]\nallowed_origins = [\"example.org\"]", "http.allowed_origins"),
+            ("[http]\nadvertise = \"ftp://x\"", "http.advertise"),
+            ("[history]\ndurability = \"soon\"", "history.durability"),
+            ("[history]\ndurability = \"interval:0\"", "history.durability"),
+            ("[node]\nname = \"a b\"", "node.name"),
+            ("[cluster]\nshards = 0", "cluster.shards"),
+            ("[cluster]\ncookie = \"short\"", "cookie"),
+            ("[cluster]\nlisten = \"127.0.0.1:1\"", "cluster.listen"),
+            ("[limits]\ninterval_ms = \"x\"", "line 2"),
+        ] {
+            let error = load(file, &[], Vec::new()).unwrap_err();
+            assert!(error.contains(named), "{file}: {error}");
+        }
+        let error = load("", &[("PARLEY_LIMITS_GRACE_MS", "much")], Vec::new()).unwrap_err();
+        assert!(error.contains("PARLEY_LIMITS_GRACE_MS") && error.contains("much"), "{error}");
+    }
+
+    #[test]
+    fn lists_come_from_variables_too() {
+        let variables = [("PARLEY_HTTP_TRUSTED_PROXIES", "10.0.0.0/8, ::1/128")];
+        assert_eq!(load("", &variables, Vec::new()).unwrap().trusted_proxies.len(), 2);
+    }
+
+    #[test]
+    fn a_cookie_is_never_printed() {
+        let text =
+            format!("{:?}", Cluster { cookie: Some("very secret cookie".into()), ..Cluster::default() });
+        assert!(!text.contains("secret"), "{text}");
+    }
+}

@@ -1,0 +1,198 @@
+//! A node: everything it is made of, started and stopped in order.
+//!
+//! ```text
+//! start   data folder → listener → writer → actors → sockets → "ready"
+//! stop    no new sessions → acks → close 1012 → sockets gone → actors → writer → data folder
+//! ```
+
+use crate::actors::context::Context;
+use crate::actors::root::Root;
+use crate::config::Config;
+use crate::metrics::Metrics;
+use crate::storage::store::{OpenError, Store};
+use crate::storage::writer::Writer;
+use crate::web::address::Origins;
+use crate::web::pages::Page;
+use crate::web::{Phase, Web, server};
+use ractor::Actor;
+use std::io::{self, Write};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc, watch};
+use tokio::time::timeout;
+use tracing::{error, info, warn};
+
+/// How long sessions may take to end after they were told to.
+const SESSIONS_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long actors may take to end.
+const ACTORS_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// How long the writer may take to end.
+const WRITER_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// How long a failed node goes on answering, so that those who watch it can read why.
+const FAILED_LINGER: Duration = Duration::from_secs(3);
+
+/// File descriptors that are not for sessions: the store's, the listener's, requests'.
+const RESERVED_FILES: u64 = 1024;
+
+/// Connections at one time that are not sessions.
+const CONNECTIONS_MAX: usize = 512;
+
+/// Why a node does not run (any more). One sentence, for the person who started it.
+#[derive(Debug, thiserror::Error)]
+pub enum NodeError {
+    /// The data folder.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// The address.
+    #[error("cannot listen on {address}: {source}; is another program using it? Choose another with --http")]
+    Listen {
+        /// `http.listen`.
+        address: SocketAddr,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// The disk.
+    #[error(
+        "the store failed and the node stopped to lose nothing: {0}; make room on the disk or mend it, then start again"
+    )]
+    Storage(String),
+    /// Something the system did not give.
+    #[error("cannot start: {0}")]
+    System(String),
+}
+
+fn system(error: impl std::fmt::Display) -> NodeError {
+    NodeError::System(error.to_string())
+}
+
+/// Runs a node until it is told to stop.
+///
+/// # Errors
+/// When it cannot start, or its store fails.
+pub async fn run(config: Config) -> Result<(), NodeError> {
+    let sessions_max = sessions_max();
+    let shards = config.shards;
+    let store = open(config.data.clone(), shards).await?;
+    let listener = TcpListener::bind(config.http)
+        .await
+        .map_err(|source| NodeError::Listen { address: config.http, source })?;
+    let address = listener.local_addr().map_err(system)?;
+    let advertise = config.advertise.clone().unwrap_or_else(|| format!("http://{address}"));
+
+    let metrics = Arc::new(Metrics::new().map_err(system)?);
+    let (phase_sender, phase) = watch::channel(Phase::Running);
+    let phase_sender = Arc::new(phase_sender);
+    let on_failure = {
+        let phase_sender = Arc::clone(&phase_sender);
+        Box::new(move |reason: String| {
+            error!(reason, "the store has failed; nothing is acknowledged any more");
+            phase_sender.send_replace(Phase::Failed(reason));
+        })
+    };
+    let (writer, writer_thread) =
+        Writer::start(store.clone(), config.durability, Arc::clone(&metrics), on_failure).map_err(system)?;
+    let gateways = std::thread::available_parallelism().map_or(1, usize::from);
+    let context = Context::new(config.name.clone(), gateways, shards, config.limits, store, writer, metrics);
+    let context = Arc::new(context);
+    let (root, root_task) = Root::spawn(None, Root, Arc::clone(&context)).await.map_err(system)?;
+
+    let (session_alive, mut sessions_gone) = mpsc::channel(1);
+    let mut origins = Origins { allowed: config.allowed_origins.clone() };
+    origins.allowed.push(advertise.clone());
+    let page = Page::new().map_err(system)?;
+    let web = Web::new(
+        Arc::clone(&context),
+        phase.clone(),
+        origins,
+        config.trusted_proxies.clone(),
+        page,
+        sessions_max,
+        session_alive.downgrade(),
+    );
+    let web = Arc::new(web.map_err(system)?);
+    let server = tokio::spawn(server::serve(listener, web, CONNECTIONS_MAX));
+
+    announce(&config, address);
+    info!(node = config.name, %address, sessions_max, gateways, "ready");
+    let failure = wait_for_end(phase).await?;
+    match &failure {
+        None => {
+            info!("stopping");
+            phase_sender.send_replace(Phase::Stopping);
+        }
+        // The sessions have been told by the phase itself; the listener stays for those who ask what happened.
+        Some(_) => tokio::time::sleep(FAILED_LINGER).await,
+    }
+    drop(session_alive);
+    if timeout(SESSIONS_TIMEOUT, sessions_gone.recv()).await.is_err() {
+        warn!("some sessions did not end in time and are cut off");
+    }
+    phase_sender.send_replace(Phase::Stopping);
+    if timeout(ACTORS_TIMEOUT, server).await.is_err() {
+        warn!("the listener did not end in time");
+    }
+    root.stop(None);
+    if timeout(ACTORS_TIMEOUT, root_task).await.is_err() {
+        warn!("some actors did not end in time");
+    }
+    // The writer's thread ends when the last actor has let go of it, and leaves everything on disk.
+    drop(context);
+    let writer_ended = tokio::task::spawn_blocking(move || writer_thread.join());
+    match timeout(WRITER_TIMEOUT, writer_ended).await {
+        Ok(Ok(Ok(()))) => {}
+        Ok(_) => error!("the writer's thread has failed"),
+        Err(_) => warn!("the writer did not end in time; what it acknowledged is on disk"),
+    }
+    failure.map_or(Ok(()), |reason| Err(NodeError::Storage(reason)))
+}
+
+/// Opens the data folder where it may block. A folder so damaged that the database panics over it is damaged too.
+async fn open(data: PathBuf, shards: u16) -> Result<Store, OpenError> {
+    let path = data.clone();
+    tokio::task::spawn_blocking(move || Store::open(&path, shards)).await.unwrap_or_else(|_| {
+        Err(OpenError::Damaged { path: data, detail: "the database cannot make sense of it".to_owned() })
+    })
+}
+
+/// Waits for a signal, or until the node fails: then the reason is returned.
+async fn wait_for_end(mut phase: watch::Receiver<Phase>) -> Result<Option<String>, NodeError> {
+    let mut terminate = signal(SignalKind::terminate()).map_err(system)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(system)?;
+    tokio::select! {
+        _ = terminate.recv() => Ok(None),
+        _ = interrupt.recv() => Ok(None),
+        failed = phase.wait_for(|phase| matches!(phase, Phase::Failed(_))) => match failed.as_deref() {
+            Ok(Phase::Failed(reason)) => Ok(Some(reason.clone())),
+            _ => Ok(None),
+        },
+    }
+}
+
+/// The one line on standard output.
+fn announce(config: &Config, address: SocketAddr) {
+    let data = config.data.display();
+    let line = format!("parley {} ready http=http://{address} cluster=off data={data}\n", config.name);
+    let mut out = io::stdout().lock();
+    // Whoever started the node may not want to know.
+    let _ = out.write_all(line.as_bytes()).and_then(|()| out.flush());
+}
+
+/// How many sessions the system's limit on open files leaves room for, after raising it as far as we may.
+fn sessions_max() -> usize {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
+    let files = match setrlimit(Resource::Nofile, raised) {
+        Ok(()) => limit.maximum,
+        Err(_) => limit.current,
+    };
+    let files = files.unwrap_or(1 << 20).min(1 << 20);
+    files.saturating_sub(RESERVED_FILES).max(64) as usize
+}

@@ -1,0 +1,273 @@
+//! Opens the data folder and reads from it. Calls may block on the disk: none belongs on an async thread, but for
+//! [`Store::find`], which a bloom filter in memory answers unless the id is really there.
+
+use super::journal::{self, JournalError};
+use super::keys;
+use super::record::{self, RecordError};
+use crate::protocol::message::Message;
+use crate::protocol::names::{MessageId, RoomName, ShardId};
+use crate::protocol::private_id::Secret;
+use crate::protocol::{BACKLOG_DEFAULT, Timestamp};
+use fjall::config::{FilterPolicy, PinningPolicy};
+use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode};
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// The layout of keyspaces and keys. A folder of another format is refused, not guessed at.
+const FORMAT: u32 = 1;
+
+/// Memory for blocks read from disk, in bytes.
+const CACHE_BYTES: u64 = 64 * 1024 * 1024;
+
+const META_FORMAT: &str = "format";
+const META_SHARDS: &str = "shards";
+const META_SECRET: &str = "private_id_secret";
+
+/// Why a data folder cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// Another process has it open.
+    #[error(
+        "data folder {0} is in use by another process; stop that one or choose another folder with --data"
+    )]
+    Locked(PathBuf),
+    /// The file system refuses.
+    #[error("data folder {path} cannot be used: {source}")]
+    Io {
+        /// The folder.
+        path: PathBuf,
+        /// What the file system says.
+        source: io::Error,
+    },
+    /// What is in it is damaged.
+    #[error(
+        "data folder {path} is damaged: {detail}; restore it from a copy, or move it away to start with an empty history"
+    )]
+    Damaged {
+        /// The folder.
+        path: PathBuf,
+        /// What does not fit.
+        detail: String,
+    },
+    /// Written by a program with another format.
+    #[error(
+        "data folder {path} has format {found}, this version reads format {FORMAT}; use the version that wrote it"
+    )]
+    Format {
+        /// The folder.
+        path: PathBuf,
+        /// Its format.
+        found: u32,
+    },
+    /// Made with another number of shards.
+    #[error(
+        "data folder {path} was made with cluster.shards = {found}, not {wanted}; the number cannot be changed"
+    )]
+    Shards {
+        /// The folder.
+        path: PathBuf,
+        /// The number it was made with.
+        found: u16,
+        /// The number asked for.
+        wanted: u16,
+    },
+    /// No randomness for the secret.
+    #[error("the system gives no random bytes: {0}")]
+    Random(getrandom::Error),
+}
+
+/// Why something stored cannot be read.
+#[derive(Debug, thiserror::Error)]
+pub enum ReadError {
+    /// The database's own error.
+    #[error("the store cannot be read: {0}")]
+    Store(#[from] fjall::Error),
+    /// A row that is not what was written.
+    #[error(transparent)]
+    Record(#[from] RecordError),
+}
+
+/// Which messages of a room to read.
+#[derive(Debug, Clone, Copy)]
+pub struct Range {
+    /// Exclusive lower end.
+    pub after: Timestamp,
+    /// Exclusive upper end.
+    pub before: Timestamp,
+    /// Which end matters when there are too many.
+    pub newest: bool,
+    /// Most messages to return.
+    pub limit: usize,
+}
+
+/// Messages in order, and whether the range holds more.
+#[derive(Debug)]
+pub struct Found {
+    /// Oldest first.
+    pub messages: Vec<Message>,
+    /// Whether `limit` left any out.
+    pub more: bool,
+}
+
+/// An open data folder. Clones share it.
+#[derive(Clone)]
+pub struct Store {
+    pub(super) database: Database,
+    pub(super) messages: Keyspace,
+    pub(super) ids: Keyspace,
+    shards: u16,
+    secret: Secret,
+}
+
+impl Store {
+    /// Opens the folder at `path`, or makes it.
+    ///
+    /// # Errors
+    /// When the folder is in use, cannot be written, is damaged, or was made with other settings.
+    pub fn open(path: &Path, shards: u16) -> Result<Self, OpenError> {
+        let explain = |error| explain(path, error);
+        std::fs::create_dir_all(path).map_err(|source| OpenError::Io { path: path.to_owned(), source })?;
+        check_journals(path)?;
+        let database =
+            Database::builder(path).cache_size(CACHE_BYTES).worker_threads(1).open().map_err(explain)?;
+        let meta = database.keyspace("meta", KeyspaceCreateOptions::default).map_err(explain)?;
+        if meta.get(META_FORMAT).map_err(explain)?.is_none() {
+            // The settings are durable before any other row can be: without them, messages are what is left of a
+            // folder that lost some of its files.
+            if database.keyspace_exists("messages") {
+                let detail = "it holds messages but not its settings".to_owned();
+                return Err(OpenError::Damaged { path: path.to_owned(), detail });
+            }
+            let mut secret = [0; 32];
+            getrandom::fill(&mut secret).map_err(OpenError::Random)?;
+            let mut batch = database.batch().durability(Some(PersistMode::SyncAll));
+            batch.insert(&meta, META_FORMAT, FORMAT.to_be_bytes());
+            batch.insert(&meta, META_SHARDS, shards.to_be_bytes());
+            batch.insert(&meta, META_SECRET, secret);
+            batch.commit().map_err(explain)?;
+        }
+        let found = u32::from_be_bytes(setting(&meta, META_FORMAT, path)?);
+        if found != FORMAT {
+            return Err(OpenError::Format { path: path.to_owned(), found });
+        }
+        let found = u16::from_be_bytes(setting(&meta, META_SHARDS, path)?);
+        if found != shards {
+            return Err(OpenError::Shards { path: path.to_owned(), found, wanted: shards });
+        }
+        let secret = Secret::new(setting(&meta, META_SECRET, path)?);
+        let messages = database.keyspace("messages", KeyspaceCreateOptions::default).map_err(explain)?;
+        let ids = database.keyspace("ids", id_options).map_err(explain)?;
+        Ok(Self { database, messages, ids, shards, secret })
+    }
+
+    /// The key of private ids.
+    #[must_use]
+    pub fn secret(&self) -> &Secret {
+        &self.secret
+    }
+
+    /// The shard of a room.
+    #[must_use]
+    pub fn shard(&self, room: &RoomName) -> ShardId {
+        room.shard(self.shards)
+    }
+
+    /// Messages of `room` within `range`, oldest first.
+    ///
+    /// # Errors
+    /// When the store or one of its rows cannot be read.
+    pub fn read(&self, room: &RoomName, range: Range) -> Result<Found, ReadError> {
+        let shard = self.shard(room);
+        let mut messages = Vec::new();
+        // Nothing lies strictly between these; the database would take such a range for a mistake.
+        if range.after >= range.before.saturating_sub(1) {
+            return Ok(Found { messages, more: false });
+        }
+        let lower = keys::message(shard, room, range.after + 1);
+        let upper = keys::message(shard, room, range.before - 1);
+        let rows = self.messages.range(lower..=upper);
+        // One row more than asked for tells whether there are more.
+        let wanted = range.limit.saturating_add(1);
+        let rows: Vec<_> =
+            if range.newest { rows.rev().take(wanted).collect() } else { rows.take(wanted).collect() };
+        let more = rows.len() > range.limit;
+        for row in rows.into_iter().take(range.limit) {
+            let (key, value) = row.into_inner()?;
+            let timestamp = keys::timestamp_of(&key).ok_or(RecordError::Damaged)?;
+            messages.push(record::decode(timestamp, &value)?);
+        }
+        if range.newest {
+            messages.reverse();
+        }
+        Ok(Found { messages, more })
+    }
+
+    /// The newest messages of `room`, as many as a new session is shown.
+    ///
+    /// # Errors
+    /// When the store or one of its rows cannot be read.
+    pub fn read_newest(&self, room: &RoomName) -> Result<Found, ReadError> {
+        self.read(room, Range { after: 0, before: Timestamp::MAX, newest: true, limit: BACKLOG_DEFAULT })
+    }
+
+    /// The timestamp of the message with this id, if there is one.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub fn find(&self, room: &RoomName, id: &MessageId) -> Result<Option<Timestamp>, ReadError> {
+        let row = self.ids.get(keys::id(self.shard(room), room, id))?;
+        match row {
+            None => Ok(None),
+            Some(row) => {
+                let bytes: [u8; 8] = (*row).try_into().map_err(|_| RecordError::Damaged)?;
+                Ok(Some(Timestamp::from_be_bytes(bytes)))
+            }
+        }
+    }
+}
+
+/// Only then may the database read them: it would cut off what it cannot read.
+fn check_journals(path: &Path) -> Result<(), OpenError> {
+    let lock = path.join("lock");
+    if let Ok(file) = std::fs::File::open(&lock)
+        && let Err(std::fs::TryLockError::WouldBlock) = file.try_lock()
+    {
+        // Somebody else is writing: what looks torn is only not finished yet.
+        return Err(OpenError::Locked(path.to_owned()));
+    }
+    journal::check(path).map_err(|error| match error {
+        JournalError::Io { source, .. } => OpenError::Io { path: path.to_owned(), source },
+        JournalError::Damaged { .. } => {
+            OpenError::Damaged { path: path.to_owned(), detail: error.to_string() }
+        }
+    })
+}
+
+/// The rows that find messages by id are asked for almost only in vain: the filters must stay in memory.
+fn id_options() -> KeyspaceCreateOptions {
+    KeyspaceCreateOptions::default()
+        .filter_policy(FilterPolicy::all(fjall::config::FilterPolicyEntry::Bloom(
+            fjall::config::BloomConstructionPolicy::BitsPerKey(10.0),
+        )))
+        .filter_block_pinning_policy(PinningPolicy::all(true))
+        .index_block_pinning_policy(PinningPolicy::all(true))
+}
+
+fn setting<const LEN: usize>(meta: &Keyspace, key: &str, path: &Path) -> Result<[u8; LEN], OpenError> {
+    let value = meta.get(key).map_err(|error| explain(path, error))?;
+    value.and_then(|value| <[u8; LEN]>::try_from(&*value).ok()).ok_or_else(|| OpenError::Damaged {
+        path: path.to_owned(),
+        detail: format!("its setting \"{key}\" is missing or has another length"),
+    })
+}
+
+fn explain(path: &Path, error: fjall::Error) -> OpenError {
+    let path = path.to_owned();
+    match error {
+        fjall::Error::Locked => OpenError::Locked(path),
+        fjall::Error::Io(source) | fjall::Error::Storage(fjall::LsmError::Io(source)) => {
+            OpenError::Io { path, source }
+        }
+        other => OpenError::Damaged { path, detail: format!("the database says {other}") },
+    }
+}
