@@ -101,14 +101,20 @@ pub enum ToSession {
 /// The gateway's end of a session's queue.
 #[derive(Clone)]
 pub struct Outbox {
-    queue: mpsc::UnboundedSender<ToSession>,
+    queue: mpsc::UnboundedSender<Queued>,
     level: Arc<Level>,
 }
 
 /// The session's end of its queue.
 pub struct Inbox {
-    queue: mpsc::UnboundedReceiver<ToSession>,
+    queue: mpsc::UnboundedReceiver<Queued>,
     level: Arc<Level>,
+}
+
+/// An item and how much of the queue's bound it takes up.
+struct Queued {
+    item: ToSession,
+    cost: usize,
 }
 
 #[derive(Default)]
@@ -130,39 +136,45 @@ impl Outbox {
     /// Queues what the room says to everyone; false when too much waits already.
     #[must_use]
     pub fn relay(&self, wire: Bytes) -> bool {
+        let cost = wire.len() + ITEM_OVERHEAD_BYTES;
         let waiting = self.level.queued_bytes.load(Ordering::Relaxed);
-        if waiting + wire.len() > SESSION_QUEUE_BYTES_MAX {
+        if waiting + cost > SESSION_QUEUE_BYTES_MAX {
             self.level.overflowed.store(true, Ordering::Release);
             self.level.overflow.notify_one();
             return false;
         }
-        self.push(ToSession::Write { wire, settled: 0 });
+        self.level.queued_bytes.fetch_add(cost, Ordering::Relaxed);
+        self.queue(ToSession::Write { wire, settled: 0 }, cost);
         true
     }
 
     /// Queues what is for this session alone: the backlog once, and at most one answer for each message in flight.
+    /// That is bounded already, and must not be held against the session: a long backlog is not slow reading.
     fn push(&self, item: ToSession) {
-        self.level.queued_bytes.fetch_add(cost(&item), Ordering::Relaxed);
+        self.queue(item, 0);
+    }
+
+    fn queue(&self, item: ToSession, cost: usize) {
         // A session that has just ended takes nothing; its leaving is on its way.
-        let _ = self.queue.send(item);
+        let _ = self.queue.send(Queued { item, cost });
     }
 }
 
 impl Inbox {
     /// The next item; `None` once the gateway has let go of the session.
     pub async fn next(&mut self) -> Option<ToSession> {
-        let item = self.queue.recv().await?;
-        Some(self.taken(item))
+        let queued = self.queue.recv().await?;
+        Some(self.taken(queued))
     }
 
     /// The next item, if one is there.
     pub fn try_next(&mut self) -> Option<ToSession> {
-        let item = self.queue.try_recv().ok()?;
-        Some(self.taken(item))
+        let queued = self.queue.try_recv().ok()?;
+        Some(self.taken(queued))
     }
 
-    fn taken(&self, item: ToSession) -> ToSession {
-        self.level.queued_bytes.fetch_sub(cost(&item), Ordering::Relaxed);
+    fn taken(&self, Queued { item, cost }: Queued) -> ToSession {
+        self.level.queued_bytes.fetch_sub(cost, Ordering::Relaxed);
         item
     }
 
@@ -177,13 +189,6 @@ impl Inbox {
         while !self.has_overflowed() {
             self.level.overflow.notified().await;
         }
-    }
-}
-
-fn cost(item: &ToSession) -> usize {
-    match item {
-        ToSession::Write { wire, .. } => wire.len() + ITEM_OVERHEAD_BYTES,
-        ToSession::Cooldown(_) => ITEM_OVERHEAD_BYTES,
     }
 }
 

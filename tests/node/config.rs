@@ -2,7 +2,7 @@
 
 use std::os::unix::fs::PermissionsExt;
 
-use crate::support::{Client, Folder, Node, Plan};
+use crate::support::{Client, Folder, Node, Opening, Plan, room_path};
 
 #[tokio::test]
 async fn help_names_every_flag_and_succeeds() {
@@ -81,8 +81,18 @@ async fn every_key_of_a_single_node_is_taken_from_the_file() {
         "#
     );
     let node = Plan::bare().plain().arg("--config").arg(write(&folder, &text)).start().await;
-    assert!(node.ready_line().starts_with("parley kitchen ready http=https://chat.example "), "advertised");
+    assert!(
+        node.ready_line().starts_with("parley kitchen ready http=http://127.0.0.1:"),
+        "what it listens on"
+    );
     assert!(data.is_dir());
+    for (origin, let_in) in
+        [("https://chat.example", true), ("https://one.example", true), ("https://two.example", false)]
+    {
+        let opening = Opening { headers: vec![("Origin", origin)], ..Opening::default() };
+        let opened = Client::open(node.address(), &room_path("lobby"), &opening).await;
+        assert_eq!(opened.is_ok(), let_in, "{origin}");
+    }
 }
 
 fn write(folder: &Folder, text: &str) -> String {

@@ -83,7 +83,7 @@ impl Node {
         self.ready_line.clone_from(&line);
         // An advertised address need not be one that the test can reach.
         let named = base.and_then(|base| base.strip_prefix("http://")?.parse().ok());
-        if let Some(address) = self.plan.address().or(named) {
+        if let Some(address) = named {
             self.address = address;
         }
         Ok(())

@@ -1,7 +1,6 @@
 //! How a node is to be started: its folder, flags, variables, and what it is started through.
 
 use std::io::Read;
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
@@ -21,7 +20,6 @@ pub(crate) struct Plan {
     env: Vec<(String, String)>,
     panics_allowed: bool,
     plain: bool,
-    address: Option<SocketAddr>,
 }
 
 /// How a program that was run to its end went.
@@ -69,7 +67,6 @@ impl Plan {
             env: Vec::new(),
             panics_allowed: false,
             plain: false,
-            address: None,
         }
     }
 
@@ -125,16 +122,6 @@ impl Plan {
     pub(crate) fn panics_allowed(mut self) -> Self {
         self.panics_allowed = true;
         self
-    }
-
-    /// Where the node can be reached when its ready line names another address, which it advertises.
-    pub(crate) fn at(mut self, address: SocketAddr) -> Self {
-        self.address = Some(address);
-        self
-    }
-
-    pub(crate) fn address(&self) -> Option<SocketAddr> {
-        self.address
     }
 
     pub(crate) fn may_panic(&self) -> bool {
