@@ -19,6 +19,7 @@ cargo test --features fault-injection "$@"
 
 step "tests in a browser"
 cargo build --features fault-injection
+binary="$(realpath "${CARGO_TARGET_DIR:-target}")/debug/parley"
 cd tests/browser
 npm ci --no-audit --no-fund --loglevel=error
-PARLEY_BIN="${CARGO_TARGET_DIR:-../../target}/debug/parley" npm test
+PARLEY_BIN="$binary" npm test
