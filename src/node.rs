@@ -178,7 +178,8 @@ async fn wait_for_end(mut phase: watch::Receiver<Phase>) -> Result<Option<String
 /// The one line on standard output.
 fn announce(config: &Config, address: SocketAddr) {
     let data = config.data.display();
-    let line = format!("parley {} ready http=http://{address} cluster=off data={data}\n", config.name);
+    let cluster = config.cluster.as_ref().map_or_else(|| "off".to_owned(), |found| found.listen.to_string());
+    let line = format!("parley {} ready http=http://{address} cluster={cluster} data={data}\n", config.name);
     let mut out = io::stdout().lock();
     // Whoever started the node may not want to know.
     let _ = out.write_all(line.as_bytes()).and_then(|()| out.flush());

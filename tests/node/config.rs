@@ -206,6 +206,26 @@ async fn a_cookie_must_be_there_for_a_cluster_and_long_enough() {
 }
 
 #[tokio::test]
+async fn peers_that_make_no_sense_are_named() {
+    let listen = "[cluster]\nlisten = \"127.0.0.1:0\"\ncookie = \"sixteen-letters!\"\n";
+    for (peers, reason) in [
+        ("[\"n2\"]", "n2"),
+        ("[\"n2=somewhere\"]", "somewhere"),
+        ("[\"n 2=127.0.0.1:1\"]", "n 2"),
+        ("[\"n1=127.0.0.1:1\"]", "itself"),
+        ("[\"n2=127.0.0.1:1\", \"n2=127.0.0.1:2\"]", "twice"),
+    ] {
+        let ended = Plan::new().toml(&format!("{listen}peers = {peers}\n")).run_serve().await;
+        let sentence = ended.expect_sentence(2);
+        assert!(sentence.contains("cluster.peers") && sentence.contains(reason), "{peers}: {sentence}");
+    }
+    let ended = Plan::new().arg("--peer").arg("n2=127.0.0.1:1").run_serve().await;
+    let sentence = ended.expect_sentence(2);
+    assert!(sentence.contains("cluster.listen"), "peers that could not answer: {sentence}");
+    assert!(!sentence.contains("sixteen-letters!"), "{sentence}");
+}
+
+#[tokio::test]
 async fn a_busy_port_is_told_in_one_sentence() {
     let first = Node::start().await;
     let taken = first.address().to_string();
