@@ -106,8 +106,7 @@ pub async fn run(config: Config) -> Result<(), NodeError> {
     let (root, root_task) = Root::spawn(None, Root, Arc::clone(&context)).await.map_err(system)?;
 
     let (session_alive, mut sessions_gone) = mpsc::channel(1);
-    let mut origins = Origins { allowed: config.allowed_origins.clone() };
-    origins.allowed.extend(url);
+    let origins = Origins::new(config.allowed_origins.iter().cloned().chain(url));
     let page = Page::new().map_err(system)?;
     let web = Web::new(
         Arc::clone(&context),

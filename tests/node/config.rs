@@ -14,7 +14,7 @@ async fn help_names_every_flag_and_succeeds() {
     }
     let ended = plan.run(&["--help"]).await;
     assert_eq!((ended.code, ended.stderr.as_str()), (Some(0), ""));
-    for command in ["serve", "bench"] {
+    for command in ["serve", "status", "bench"] {
         assert!(ended.stdout.contains(command), "{command} is missing:\n{}", ended.stdout);
     }
     assert!(!plan.folder().join("data").exists(), "help touches nothing");
