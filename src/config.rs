@@ -415,6 +415,33 @@ mod tests {
         }
     }
 
+    const SINGLE: &str = include_str!("../config/single.toml");
+    const THREE_HOSTS: &str = include_str!("../config/three-hosts.toml");
+
+    #[test]
+    fn the_example_of_one_node_shows_every_key_and_its_default() {
+        let (example, default) = (load(SINGLE, &[], Vec::new()), load("", &[], Vec::new()));
+        assert_eq!(format!("{:?}", example.unwrap()), format!("{:?}", default.unwrap()));
+        for (key, _) in KEYS {
+            let (section, key) = key.split_once('.').unwrap();
+            let (_, rest) = SINGLE.split_once(&format!("[{section}]\n")).unwrap();
+            let section = rest.split("\n[").next().unwrap();
+            let stands = |line: &str| line.trim_start_matches("# ").starts_with(&format!("{key} = "));
+            assert!(section.lines().any(stands), "{key} is missing:\n{section}");
+        }
+    }
+
+    #[test]
+    fn the_example_of_three_hosts_makes_a_cluster() {
+        let mut cookie = tempfile::NamedTempFile::new().unwrap();
+        cookie.write_all(b"sixteen-letters!\n").unwrap();
+        let cookie = cookie.path().to_str().unwrap();
+        let config = load(THREE_HOSTS, &[("PARLEY_CLUSTER_COOKIE_FILE", cookie)], Vec::new()).unwrap();
+        let cluster = config.cluster.unwrap();
+        assert_eq!((config.name.as_str(), config.replicas, cluster.peers.len()), ("n1", 3, 2));
+        assert_eq!(config.advertise.unwrap(), "https://chat1.example.org");
+    }
+
     #[test]
     fn a_cookie_without_quotes_is_not_repeated() {
         let error = load("[cluster]\ncookie = 1234567890123456\n", &[], Vec::new()).unwrap_err();
