@@ -3,8 +3,13 @@
 //! A flag wins over a variable, a variable over the file, the file over the default. The file is checked on its own
 //! first, because only its own parser knows on which line something stands.
 
+mod cluster;
+
+pub use cluster::{ClusterConfig, Cookie, Peer};
+
 use crate::chat::limiter::Limits;
 use crate::storage::writer::Durability;
+use cluster::Cluster;
 use config::{Config as Layers, ConfigError as LayerError, File, FileFormat, Value};
 use ipnet::IpNet;
 use serde::Deserialize;
@@ -12,11 +17,8 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// The shortest cookie, in bytes.
-const COOKIE_BYTES_MIN: usize = 16;
-
-/// Most shards: every shard costs a little on every node.
-const SHARDS_MAX: u16 = 1024;
+/// The longest name of a node. Names stand in the names of process groups and in log lines.
+const NODE_NAME_BYTES_MAX: usize = 32;
 
 /// Why a node cannot be configured. One sentence, for the person who starts it.
 #[derive(Debug, thiserror::Error)]
@@ -38,8 +40,12 @@ pub struct Config {
     pub trusted_proxies: Vec<IpNet>,
     /// `http.allowed_origins`
     pub allowed_origins: Vec<String>,
+    /// `cluster.listen` and what goes with it; nothing on a single node.
+    pub cluster: Option<ClusterConfig>,
     /// `cluster.shards`
     pub shards: u16,
+    /// `cluster.replicas`
+    pub replicas: u16,
     /// `limits.*`
     pub limits: Limits,
     /// `history.durability`
@@ -102,17 +108,6 @@ struct Http {
     allowed_origins: Vec<String>,
 }
 
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields, default)]
-struct Cluster {
-    listen: Option<String>,
-    peers: Vec<String>,
-    cookie: Option<String>,
-    cookie_file: Option<PathBuf>,
-    shards: u16,
-    replicas: u16,
-}
-
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 struct LimitSettings {
@@ -143,12 +138,6 @@ impl Default for Http {
     }
 }
 
-impl Default for Cluster {
-    fn default() -> Self {
-        Self { listen: None, peers: Vec::new(), cookie: None, cookie_file: None, shards: 16, replicas: 3 }
-    }
-}
-
 impl Default for LimitSettings {
     fn default() -> Self {
         Self { interval_ms: 5_000, grace_ms: 20_000 }
@@ -158,16 +147,6 @@ impl Default for LimitSettings {
 impl Default for History {
     fn default() -> Self {
         Self { durability: "sync".into() }
-    }
-}
-
-// By hand, because a derived one would print the cookie.
-impl std::fmt::Debug for Cluster {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Cluster")
-            .field("listen", &self.listen)
-            .field("peers", &self.peers)
-            .finish_non_exhaustive()
     }
 }
 
@@ -231,9 +210,13 @@ fn typed(name: &str, kind: Kind, text: String) -> Result<Value, ConfigError> {
 fn check_file(path: &Path, text: &str) -> Result<(), ConfigError> {
     let Err(error) = toml::from_str::<Settings>(text) else { return Ok(()) };
     let line = error.span().map_or(1, |span| text[..span.start].matches('\n').count() + 1);
-    let message = error.message().lines().collect::<Vec<_>>().join(" ");
+    let mut message = error.message().lines().collect::<Vec<_>>().join(" ");
     // What stands left of the equals sign: the parser names unknown keys, but not those with a wrong value.
     let key = text.lines().nth(line - 1).and_then(|line| line.split_once('=')).map(|(key, _)| key.trim());
+    // A value of the wrong type stands in the parser's message, and this one is a secret.
+    if key.is_some_and(|key| key.ends_with("cookie")) && message.starts_with("invalid type") {
+        "must be a text in quotes".clone_into(&mut message);
+    }
     let at = key.map_or_else(String::new, |key| format!(" ({key})"));
     Err(ConfigError(format!("{} line {line}{at}: {message}", path.display())))
 }
@@ -245,13 +228,9 @@ fn layer_error(error: &LayerError) -> ConfigError {
 impl Settings {
     fn check(self) -> Result<Config, ConfigError> {
         let Self { node, http, cluster, limits, history } = self;
-        if node.name.is_empty()
-            || node.name.len() > 32
-            || !node.name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte))
-        {
-            return refuse("node.name", &node.name, "1 to 32 letters, digits, dots, dashes and underscores");
-        }
-        cluster.check()?;
+        check_name("node.name", &node.name)?;
+        let (shards, replicas) = (cluster.shards, cluster.replicas);
+        let cluster = cluster.check(&node.name)?;
         let durability = match history.durability.split_once(':') {
             None if history.durability == "sync" => Durability::Sync,
             Some(("interval", ms)) if ms.parse::<u64>().is_ok_and(|ms| (1..=60_000).contains(&ms)) => {
@@ -283,53 +262,28 @@ impl Settings {
                 .into_iter()
                 .map(|origin| check_origin("http.allowed_origins", &origin))
                 .collect::<Result<_, _>>()?,
-            shards: cluster.shards,
+            cluster,
+            shards,
+            replicas,
             limits: Limits { interval_ms: limits.interval_ms, grace_ms: limits.grace_ms },
             durability,
         })
     }
 }
 
-impl Cluster {
-    fn check(&self) -> Result<(), ConfigError> {
-        if !(1..=SHARDS_MAX).contains(&self.shards) {
-            return refuse("cluster.shards", &self.shards.to_string(), &format!("1 to {SHARDS_MAX}"));
-        }
-        if !(1..=9).contains(&self.replicas) {
-            return refuse("cluster.replicas", &self.replicas.to_string(), "1 to 9");
-        }
-        let cookie = match (&self.cookie, &self.cookie_file) {
-            (Some(_), Some(_)) => {
-                return Err(ConfigError(
-                    "cluster.cookie and cluster.cookie_file are both set; keep one".into(),
-                ));
-            }
-            (Some(cookie), None) => Some(cookie.clone()),
-            (None, Some(path)) => Some(read_cookie(path)?),
-            (None, None) => None,
-        };
-        if cookie.as_ref().is_some_and(|cookie| cookie.len() < COOKIE_BYTES_MIN) {
-            return Err(ConfigError(format!("the cluster cookie is shorter than {COOKIE_BYTES_MIN} bytes")));
-        }
-        if self.listen.is_some() && cookie.is_none() {
-            return Err(ConfigError(
-                "cluster.listen is set without cluster.cookie or cluster.cookie_file".into(),
-            ));
-        }
-        if self.listen.is_some() || !self.peers.is_empty() {
-            return Err(ConfigError(
-                "cluster.listen and cluster.peers are not supported by this version, which runs single nodes"
-                    .into(),
-            ));
-        }
-        Ok(())
+/// A node's name, as `key` gives it.
+fn check_name(key: &str, name: &str) -> Result<(), ConfigError> {
+    let is_name = (1..=NODE_NAME_BYTES_MAX).contains(&name.len())
+        && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte));
+    if is_name {
+        return Ok(());
     }
-}
-
-fn read_cookie(path: &Path) -> Result<String, ConfigError> {
-    std::fs::read_to_string(path).map(|text| text.trim_end().to_owned()).map_err(|error| {
-        ConfigError(format!("cluster.cookie_file {} cannot be read: {error}", path.display()))
-    })
+    let what = match key {
+        "node.name" => "",
+        _ => "a list of names of ",
+    };
+    let expected = format!("{what}1 to {NODE_NAME_BYTES_MAX} letters, digits, dots, dashes and underscores");
+    refuse(key, name, &expected)
 }
 
 /// A base URL: scheme and host, no path.
@@ -387,6 +341,8 @@ mod tests {
         assert_eq!(config.durability, Durability::Sync);
         assert!(config.trusted_proxies.is_empty() && config.allowed_origins.is_empty());
         assert!(config.advertise.is_none());
+        assert!(config.cluster.is_none());
+        assert_eq!((config.shards, config.replicas), (16, 3));
     }
 
     #[test]
@@ -426,9 +382,69 @@ mod tests {
     }
 
     #[test]
-    fn a_cookie_is_never_printed() {
-        let text =
-            format!("{:?}", Cluster { cookie: Some("very secret cookie".into()), ..Cluster::default() });
-        assert!(!text.contains("secret"), "{text}");
+    fn a_cluster_comes_from_all_sources() {
+        let file = "[cluster]\nlisten = \"127.0.0.1:7101\"\npeers = [\"n2=a:1\"]\nreplicas = 5\n";
+        let cookie = ("PARLEY_CLUSTER_COOKIE", "sixteen-letters!");
+        let config = load(file, &[cookie], Vec::new()).unwrap();
+        let cluster = config.cluster.unwrap();
+        assert_eq!((config.replicas, cluster.listen.port()), (5, 7101));
+        assert_eq!(cluster.cookie.reveal(), "sixteen-letters!");
+        let variables = [cookie, ("PARLEY_CLUSTER_PEERS", "n3=b:1, n4=c:1")];
+        let names = |config: Config| {
+            config.cluster.unwrap().peers.into_iter().map(|peer| peer.name).collect::<Vec<_>>()
+        };
+        assert_eq!(names(load(file, &variables, Vec::new()).unwrap()), ["n3", "n4"]);
+        let flags = vec![("cluster.peers", vec!["n5=d:1".to_owned()])];
+        assert_eq!(names(load(file, &variables, flags).unwrap()), ["n5"]);
+        let error = load(file, &[cookie, ("PARLEY_NODE_NAME", "n2")], Vec::new()).unwrap_err();
+        assert!(error.contains("this node itself"), "{error}");
+    }
+
+    #[test]
+    fn a_cookie_file_is_read_and_refused_in_one_sentence() {
+        let mut cookie = tempfile::NamedTempFile::new().unwrap();
+        cookie.write_all(b"sixteen-letters!\n").unwrap();
+        let file = format!("[cluster]\nlisten = \"127.0.0.1:1\"\ncookie_file = {:?}\n", cookie.path());
+        let config = load(&file, &[], Vec::new()).unwrap();
+        assert_eq!(config.cluster.unwrap().cookie.reveal(), "sixteen-letters!");
+        for unreadable in ["/nowhere/cookie", "/"] {
+            let file = format!("[cluster]\nlisten = \"127.0.0.1:1\"\ncookie_file = \"{unreadable}\"\n");
+            let error = load(&file, &[], Vec::new()).unwrap_err();
+            assert!(error.contains(&format!("cluster.cookie_file {unreadable} cannot be read")), "{error}");
+            assert_eq!(error.lines().count(), 1, "{error}");
+        }
+    }
+
+    const SINGLE: &str = include_str!("../config/single.toml");
+    const THREE_HOSTS: &str = include_str!("../config/three-hosts.toml");
+
+    #[test]
+    fn the_example_of_one_node_shows_every_key_and_its_default() {
+        let (example, default) = (load(SINGLE, &[], Vec::new()), load("", &[], Vec::new()));
+        assert_eq!(format!("{:?}", example.unwrap()), format!("{:?}", default.unwrap()));
+        for (key, _) in KEYS {
+            let (section, key) = key.split_once('.').unwrap();
+            let (_, rest) = SINGLE.split_once(&format!("[{section}]\n")).unwrap();
+            let section = rest.split("\n[").next().unwrap();
+            let stands = |line: &str| line.trim_start_matches("# ").starts_with(&format!("{key} = "));
+            assert!(section.lines().any(stands), "{key} is missing:\n{section}");
+        }
+    }
+
+    #[test]
+    fn the_example_of_three_hosts_makes_a_cluster() {
+        let mut cookie = tempfile::NamedTempFile::new().unwrap();
+        cookie.write_all(b"sixteen-letters!\n").unwrap();
+        let cookie = cookie.path().to_str().unwrap();
+        let config = load(THREE_HOSTS, &[("PARLEY_CLUSTER_COOKIE_FILE", cookie)], Vec::new()).unwrap();
+        let cluster = config.cluster.unwrap();
+        assert_eq!((config.name.as_str(), config.replicas, cluster.peers.len()), ("n1", 3, 2));
+        assert_eq!(config.advertise.unwrap(), "https://chat1.example.org");
+    }
+
+    #[test]
+    fn a_cookie_without_quotes_is_not_repeated() {
+        let error = load("[cluster]\ncookie = 1234567890123456\n", &[], Vec::new()).unwrap_err();
+        assert!(error.contains("line 2 (cookie)") && !error.contains("1234567890123456"), "{error}");
     }
 }

@@ -1,7 +1,7 @@
 //! Parley's command line: arguments in; a node or a tool out.
 
 use clap::Parser;
-use parley::cli::{Cli, Command, LogFormat, ServeArgs, bench};
+use parley::cli::{Cli, Command, LogFormat, ServeArgs, bench, status};
 use parley::node;
 use std::io::IsTerminal;
 use std::process::ExitCode;
@@ -23,6 +23,10 @@ fn main() -> ExitCode {
     match cli.command {
         None => serve(&cli.serve),
         Some(Command::Serve(args)) => serve(&args),
+        Some(Command::Status(args)) => match status::run(&args) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => fail(1, &error),
+        },
         Some(Command::Bench(args)) => match bench::run(args) {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => fail(error.exit_code(), &error),

@@ -32,6 +32,20 @@ pub struct Metrics {
     pub closes: IntCounterVec,
     /// Rooms and other actors that failed and were started again.
     pub actor_failures: IntCounter,
+    /// Other nodes that this one is linked to.
+    pub links: IntGauge,
+    /// From a heartbeat to its answer, in seconds.
+    pub heartbeat_seconds: Histogram,
+    /// Elections this node stood in.
+    pub elections: IntCounter,
+    /// Shards this node leads.
+    pub leaders: IntGauge,
+    /// Over the shards this node leads, the most entries that a replica is behind.
+    pub commit_lag: IntGauge,
+    /// Batches handed to other nodes.
+    pub forwarded_batches: IntCounter,
+    /// Bytes of those batches.
+    pub forwarded_bytes: IntCounter,
 }
 
 impl Metrics {
@@ -76,7 +90,7 @@ impl Metrics {
             fsync_seconds: histogram(
                 "parley_fsync_seconds",
                 "One group commit, its fsync included.",
-                latencies,
+                latencies.clone(),
             )?,
             append_batch_messages: histogram(
                 "parley_append_batch_messages",
@@ -90,6 +104,23 @@ impl Metrics {
             actor_failures: counter(
                 "parley_actor_failures_total",
                 "Actors that failed and were started again.",
+            )?,
+            links: gauge("parley_links", "Other nodes this one is linked to.")?,
+            heartbeat_seconds: histogram(
+                "parley_heartbeat_seconds",
+                "From a heartbeat to its answer.",
+                latencies,
+            )?,
+            elections: counter("parley_elections_total", "Elections this node stood in.")?,
+            leaders: gauge("parley_leaders", "Shards this node leads.")?,
+            commit_lag: gauge(
+                "parley_commit_lag_entries",
+                "Over the shards led here, the most entries that a replica is behind.",
+            )?,
+            forwarded_batches: counter("parley_forwarded_batches_total", "Batches handed to other nodes.")?,
+            forwarded_bytes: counter(
+                "parley_forwarded_bytes_total",
+                "Bytes of batches handed to other nodes.",
             )?,
             closes,
             registry,
@@ -114,7 +145,18 @@ mod tests {
         let metrics = Metrics::new().unwrap();
         metrics.closes.with_label_values(&["1013"]).inc();
         let text = metrics.render().unwrap();
-        for name in ["parley_sessions", "parley_ack_seconds_bucket", "parley_closes_total{code=\"1013\"} 1"] {
+        for name in [
+            "parley_sessions",
+            "parley_ack_seconds_bucket",
+            "parley_closes_total{code=\"1013\"} 1",
+            "parley_links",
+            "parley_heartbeat_seconds_bucket",
+            "parley_elections_total",
+            "parley_leaders",
+            "parley_commit_lag_entries",
+            "parley_forwarded_batches_total",
+            "parley_forwarded_bytes_total",
+        ] {
             assert!(text.contains(name), "{name}");
         }
     }

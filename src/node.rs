@@ -84,7 +84,9 @@ pub async fn run(config: Config) -> Result<(), NodeError> {
         .await
         .map_err(|source| NodeError::Listen { address: config.http, source })?;
     let address = listener.local_addr().map_err(system)?;
-    let advertise = config.advertise.clone().unwrap_or_else(|| format!("http://{address}"));
+    // An address that stands for all addresses is none that a browser could open.
+    let listens_at = (!address.ip().is_unspecified()).then(|| format!("http://{address}"));
+    let url = config.advertise.clone().or(listens_at);
 
     let metrics = Arc::new(Metrics::new().map_err(system)?);
     let (phase_sender, phase) = watch::channel(Phase::Running);
@@ -100,12 +102,11 @@ pub async fn run(config: Config) -> Result<(), NodeError> {
         Writer::start(store.clone(), config.durability, Arc::clone(&metrics), on_failure).map_err(system)?;
     let gateways = std::thread::available_parallelism().map_or(1, usize::from);
     let context = Context::new(config.name.clone(), gateways, shards, config.limits, store, writer, metrics);
-    let context = Arc::new(context);
+    let context = Arc::new(context.reachable_at(url.clone()));
     let (root, root_task) = Root::spawn(None, Root, Arc::clone(&context)).await.map_err(system)?;
 
     let (session_alive, mut sessions_gone) = mpsc::channel(1);
-    let mut origins = Origins { allowed: config.allowed_origins.clone() };
-    origins.allowed.push(advertise.clone());
+    let origins = Origins::new(config.allowed_origins.iter().cloned().chain(url));
     let page = Page::new().map_err(system)?;
     let web = Web::new(
         Arc::clone(&context),
@@ -178,7 +179,8 @@ async fn wait_for_end(mut phase: watch::Receiver<Phase>) -> Result<Option<String
 /// The one line on standard output.
 fn announce(config: &Config, address: SocketAddr) {
     let data = config.data.display();
-    let line = format!("parley {} ready http=http://{address} cluster=off data={data}\n", config.name);
+    let cluster = config.cluster.as_ref().map_or_else(|| "off".to_owned(), |found| found.listen.to_string());
+    let line = format!("parley {} ready http=http://{address} cluster={cluster} data={data}\n", config.name);
     let mut out = io::stdout().lock();
     // Whoever started the node may not want to know.
     let _ = out.write_all(line.as_bytes()).and_then(|()| out.flush());

@@ -21,7 +21,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("actors", &["protocol", "metrics", "chat", "storage"]),
     ("web", &["protocol", "metrics", "chat", "storage", "actors"]),
     ("node", &["config", "metrics", "storage", "actors", "web"]),
-    ("cli", &["config"]),
+    ("cli", &["config", "protocol"]),
 ];
 
 /// A file longer than this should have been two.

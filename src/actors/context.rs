@@ -8,6 +8,7 @@ use crate::metrics::Metrics;
 use crate::protocol::Timestamp;
 use crate::protocol::internal::Epoch;
 use crate::protocol::names::{GatewayId, RoomName, ShardId};
+use crate::protocol::view::{ClusterView, NodeState, NodeView, ShardView};
 use crate::storage::store::Store;
 use crate::storage::writer::Writer;
 use ractor::{ActorRef, pg};
@@ -23,6 +24,8 @@ const READS_AT_ONCE: usize = 8;
 pub struct Context {
     /// The node's name.
     pub node: String,
+    /// The base URL at which browsers reach it, if it has one that means something to them.
+    pub url: Option<String>,
     /// How many gateways it runs.
     pub gateways: usize,
     /// `cluster.shards`.
@@ -55,6 +58,7 @@ impl Context {
     ) -> Self {
         Self {
             node,
+            url: None,
             gateways,
             shards,
             limits,
@@ -65,6 +69,40 @@ impl Context {
             reads: Arc::new(Semaphore::new(READS_AT_ONCE)),
             epochs: AtomicU64::new(0),
         }
+    }
+
+    /// Tells where browsers reach the node.
+    #[must_use]
+    pub fn reachable_at(mut self, url: Option<String>) -> Self {
+        self.url = url;
+        self
+    }
+
+    /// The cluster as this node sees it: itself, the one copy of every shard.
+    #[must_use]
+    pub fn cluster_view(&self) -> ClusterView {
+        let shards: Vec<ShardView> = (0..self.shards)
+            .map(|id| ShardView {
+                id,
+                leader: leader_of(ShardId(id)).map(|_| self.node.clone()),
+                replicas: vec![self.node.clone()],
+                // There was never anybody to elect another.
+                term: 1,
+                commit: 0,
+                lag: Some(0),
+            })
+            .collect();
+        let shards_led = shards.iter().filter(|shard| shard.leader.is_some()).count();
+        let this = NodeView {
+            name: self.node.clone(),
+            url: self.url.clone(),
+            state: NodeState::Up,
+            ready: shards_led == shards.len(),
+            shards_led: shards_led as u32,
+            rooms: self.metrics.rooms.get().max(0) as u64,
+            sessions: self.metrics.sessions.get().max(0) as u64,
+        };
+        ClusterView { node: self.node.clone(), nodes: vec![this], shards }
     }
 
     /// The gateway of this node that carries `room`.

@@ -84,6 +84,8 @@ pub enum GatewayMsg {
     },
 }
 
+impl ractor::Message for GatewayMsg {}
+
 /// What a session's socket is given.
 #[derive(Debug)]
 pub enum ToSession {

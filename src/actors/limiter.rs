@@ -18,6 +18,8 @@ pub(super) enum LimiterMsg {
     Forget,
 }
 
+impl ractor::Message for LimiterMsg {}
+
 pub(super) struct Arguments {
     pub(super) key: LimiterKey,
     pub(super) host: ActorRef<HostMsg>,

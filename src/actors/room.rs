@@ -37,6 +37,8 @@ pub(super) enum RoomMsg {
     Idle,
 }
 
+impl ractor::Message for RoomMsg {}
+
 pub(super) struct Arguments {
     pub(super) room: RoomName,
     pub(super) host: ActorRef<HostMsg>,

@@ -22,6 +22,8 @@ pub enum RootMsg {
     Restart(Child),
 }
 
+impl ractor::Message for RootMsg {}
+
 /// What the root is to keep running.
 #[derive(Debug, Clone)]
 pub enum Child {
@@ -83,7 +85,9 @@ impl Actor for Root {
             SupervisionEvent::ActorTerminated(actor, _, _) => {
                 state.child_ended(&myself, &actor, "stopped unasked");
             }
-            SupervisionEvent::ActorStarted(_) | SupervisionEvent::ProcessGroupChanged(_) => {}
+            SupervisionEvent::ActorStarted(_)
+            | SupervisionEvent::ProcessGroupChanged(_)
+            | SupervisionEvent::PidLifecycleEvent(_) => {}
         }
         Ok(())
     }

@@ -68,6 +68,8 @@ pub enum HostMsg {
     },
 }
 
+impl ractor::Message for HostMsg {}
+
 /// What a host is started with.
 pub type Arguments = (ShardId, Arc<Context>);
 
@@ -134,7 +136,8 @@ impl Actor for ShardHost {
                 }
             }
             SupervisionEvent::ProcessGroupChanged(GroupChangeMessage::Join(..))
-            | SupervisionEvent::ActorStarted(_) => {}
+            | SupervisionEvent::ActorStarted(_)
+            | SupervisionEvent::PidLifecycleEvent(_) => {}
         }
         Ok(())
     }

@@ -1,6 +1,9 @@
 //! The command line: what can be asked for, and how it is refused.
 
 pub mod bench;
+mod http;
+pub mod status;
+mod target;
 
 use crate::config::{Config, ConfigError, Flag};
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -28,6 +31,8 @@ pub struct Cli {
 pub enum Command {
     /// Run a node (what happens without a command, too)
     Serve(ServeArgs),
+    /// Show a cluster as one of its nodes sees it
+    Status(status::StatusArgs),
     /// Measure a server: the load generator
     Bench(bench::BenchArgs),
 }
@@ -110,7 +115,7 @@ mod tests {
             let cli = Cli::parse_from(line);
             let serve = match cli.command {
                 Some(Command::Serve(serve)) => serve,
-                Some(Command::Bench(_)) => unreachable!("{line:?}"),
+                Some(Command::Bench(_) | Command::Status(_)) => unreachable!("{line:?}"),
                 None => cli.serve,
             };
             assert_eq!(serve.name.as_deref(), Some("x"));

@@ -7,6 +7,7 @@ pub mod internal;
 pub mod message;
 pub mod names;
 pub mod private_id;
+pub mod view;
 
 /// Milliseconds since the Unix epoch. Within a room they strictly increase for ever, so one names one message.
 pub type Timestamp = u64;

@@ -100,9 +100,29 @@ pub fn new_private_room(web: &Web) -> Response {
         return Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, "The system gives no random bytes").json();
     }
     let name = web.context.store.secret().issue(random);
-    let mut response = with_type(StatusCode::OK, "text/plain; charset=utf-8", name.as_str().to_owned());
+    for_any_page(with_type(StatusCode::OK, "text/plain; charset=utf-8", name.as_str().to_owned()))
+}
+
+/// Lets pages from elsewhere read an answer: a page that one node served goes on at another when that node dies.
+///
+/// Only for answers that hold nothing but what the asker may know anyway: they depend on no cookie and no password.
+#[must_use]
+pub fn for_any_page(mut response: Response) -> Response {
     response.headers_mut().insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, HeaderValue::from_static("*"));
     response
+}
+
+/// `GET /api/cluster`
+#[must_use]
+pub fn cluster(web: &Web) -> Response {
+    json(&web.context.cluster_view())
+}
+
+fn json(body: &impl Serialize) -> Response {
+    match serde_json::to_string(body) {
+        Ok(json) => with_type(StatusCode::OK, "application/json", json),
+        Err(error) => Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).json(),
+    }
 }
 
 /// `GET /api/room/NAME/history`
@@ -157,10 +177,7 @@ fn history_page(found: &Found) -> Response {
         more: bool,
     }
     let body = Body { messages: found.messages.iter().map(Message::as_chat).collect(), more: found.more };
-    match serde_json::to_string(&body) {
-        Ok(json) => with_type(StatusCode::OK, "application/json", json),
-        Err(error) => Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).json(),
-    }
+    json(&body)
 }
 
 /// `GET /readyz`

@@ -35,9 +35,18 @@ pub fn all(web: Arc<Web>) -> BoxedFilter<(Response,)> {
         .and(query())
         .and(with_web.clone())
         .then(|name: String, query: String, web: Arc<Web>| async move {
-            api::history(&web, &name, &query).await.unwrap_or_else(|refusal| refusal.json())
+            let answer = api::history(&web, &name, &query).await;
+            // Also a private room's: its history is as secret as its name, which the asker gave. Refusals too, so that
+            // a page can tell a room that does not exist from a node that does not answer.
+            api::for_any_page(answer.unwrap_or_else(|refusal| refusal.json()))
         })
         .or(warp::path!("api" / "room" / String / "history").and_then(|_| not_allowed("GET")));
+
+    let cluster = warp::path!("api" / "cluster")
+        .and(warp::get())
+        .and(with_web.clone())
+        .map(|web: Arc<Web>| api::for_any_page(api::cluster(&web)))
+        .or(warp::path!("api" / "cluster").and_then(|| not_allowed("GET")));
 
     let websocket = warp::path!("api" / "room" / String / "websocket")
         .and(warp::get())
@@ -69,6 +78,7 @@ pub fn all(web: Arc<Web>) -> BoxedFilter<(Response,)> {
         .or(websocket)
         .or(history)
         .or(room)
+        .or(cluster)
         .or(page)
         .or(health)
         .or(ready)

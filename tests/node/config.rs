@@ -14,7 +14,7 @@ async fn help_names_every_flag_and_succeeds() {
     }
     let ended = plan.run(&["--help"]).await;
     assert_eq!((ended.code, ended.stderr.as_str()), (Some(0), ""));
-    for command in ["serve", "bench"] {
+    for command in ["serve", "status", "bench"] {
         assert!(ended.stdout.contains(command), "{command} is missing:\n{}", ended.stdout);
     }
     assert!(!plan.folder().join("data").exists(), "help touches nothing");
@@ -203,6 +203,26 @@ async fn a_cookie_must_be_there_for_a_cluster_and_long_enough() {
     assert!(ended.expect_sentence(2).contains("cookie"), "too short by file: {ended:?}");
     let ended = Plan::new().toml(&format!("{listen}cookie_file = \"/nowhere/cookie\"\n")).run_serve().await;
     assert!(ended.expect_sentence(2).contains("/nowhere/cookie"), "no such file: {ended:?}");
+}
+
+#[tokio::test]
+async fn peers_that_make_no_sense_are_named() {
+    let listen = "[cluster]\nlisten = \"127.0.0.1:0\"\ncookie = \"sixteen-letters!\"\n";
+    for (peers, reason) in [
+        ("[\"n2\"]", "n2"),
+        ("[\"n2=somewhere\"]", "somewhere"),
+        ("[\"n 2=127.0.0.1:1\"]", "n 2"),
+        ("[\"n1=127.0.0.1:1\"]", "itself"),
+        ("[\"n2=127.0.0.1:1\", \"n2=127.0.0.1:2\"]", "twice"),
+    ] {
+        let ended = Plan::new().toml(&format!("{listen}peers = {peers}\n")).run_serve().await;
+        let sentence = ended.expect_sentence(2);
+        assert!(sentence.contains("cluster.peers") && sentence.contains(reason), "{peers}: {sentence}");
+    }
+    let ended = Plan::new().arg("--peer").arg("n2=127.0.0.1:1").run_serve().await;
+    let sentence = ended.expect_sentence(2);
+    assert!(sentence.contains("cluster.listen"), "peers that could not answer: {sentence}");
+    assert!(!sentence.contains("sixteen-letters!"), "{sentence}");
 }
 
 #[tokio::test]

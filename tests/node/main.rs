@@ -26,5 +26,6 @@ mod limits;
 mod patience;
 mod protocol;
 mod sessions;
+mod status;
 mod stopping;
 mod torn_journal;

@@ -14,8 +14,8 @@ use super::procfs::ProcessReport;
 use super::progress::Progress;
 use super::report::{self, Table, each, grouped, plural, rate, rate_text};
 use super::stats::Summary;
-use super::target::Resolved;
 use super::wire::{Incoming, describe_error};
+use crate::cli::target::Resolved;
 
 const EXAMPLES: &str = "\
 Examples:

@@ -13,8 +13,8 @@ use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
 use tokio_tungstenite::tungstenite::{Error, Message, Utf8Bytes};
 
-use super::target::Resolved;
 use super::wire::{Incoming, describe_error};
+use crate::cli::target::Resolved;
 
 /// Allocated for every socket, and cleared before every read.
 const READ_BUFFER_BYTES: usize = 4 * 1024;

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::BenchError;
-use super::target::{Resolved, Target};
+use crate::cli::target::{Resolved, Target};
 
 /// Flags of every mode.
 #[derive(Debug, clap::Args)]

@@ -21,7 +21,7 @@ use super::procfs::{self, ProcessReport, Usage};
 use super::progress::Progress;
 use super::room::{Counts, Room, counts};
 use super::stats::{Latencies, Summary};
-use super::target::Resolved;
+use crate::cli::target::Resolved;
 
 /// Sessions that connect at the same time.
 pub(super) const CONNECTING_MAX: usize = 64;

@@ -3,16 +3,13 @@
 
 use std::time::Duration;
 
-use http_body_util::{BodyExt, Empty, Limited};
-use hyper::body::Bytes;
-use hyper::{Request, StatusCode};
-use hyper_util::rt::TokioIo;
-use tokio::net::TcpStream;
+use hyper::StatusCode;
 
 use super::check::AckCheck;
 use super::payload::Payload;
-use super::target::Resolved;
 use super::wire::{HistoryPage, Said};
+use crate::cli::http;
+use crate::cli::target::Resolved;
 
 const PAGE_MESSAGES: u32 = 1000;
 /// A thousand messages at their longest, with every unit escaped, are below 4 MiB.
@@ -104,9 +101,9 @@ pub(super) async fn verify(
         let after = check.last_timestamp;
         let path = format!("/api/room/{room_name}/history?after={after}&limit={PAGE_MESSAGES}");
         let (status, body) =
-            tokio::time::timeout(timeout, get(target, &path)).await.unwrap_or_else(|_| {
-                Err(format!("the history was not answered within {} s", timeout.as_secs()))
-            })?;
+            tokio::time::timeout(timeout, http::get(target, &path, PAGE_BYTES_MAX)).await.unwrap_or_else(
+                |_| Err(format!("the history was not answered within {} s", timeout.as_secs())),
+            )?;
         if status == StatusCode::NOT_FOUND && after == 0 {
             return Ok(None);
         }
@@ -124,37 +121,6 @@ pub(super) async fn verify(
         if page.messages.is_empty() {
             return Err("an empty page of the history says that there is more".to_owned());
         }
-    }
-}
-
-/// One request on a connection of its own.
-async fn get(target: &Resolved, path: &str) -> Result<(StatusCode, Bytes), String> {
-    let failed =
-        |error: &dyn std::fmt::Display| format!("cannot read the history from {}: {error}", target.authority);
-    let stream = TcpStream::connect(target.address).await.map_err(|error| failed(&error))?;
-    let (mut sender, connection) =
-        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|error| failed(&error))?;
-    let request = Request::get(path)
-        .header("host", &target.authority)
-        .header("connection", "close")
-        .body(Empty::<Bytes>::new())
-        .map_err(|error| failed(&error))?;
-    let exchange = async {
-        let response = sender.send_request(request).await.map_err(|error| failed(&error))?;
-        let status = response.status();
-        let body = Limited::new(response.into_body(), PAGE_BYTES_MAX)
-            .collect()
-            .await
-            .map_err(|error| failed(&error))?;
-        Ok((status, body.to_bytes()))
-    };
-    // The connection must be driven while the exchange waits; when it is over, so is the exchange.
-    tokio::pin!(connection);
-    tokio::pin!(exchange);
-    tokio::select! {
-        biased;
-        answer = &mut exchange => answer,
-        _ = &mut connection => exchange.await,
     }
 }
 

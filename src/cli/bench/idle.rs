@@ -19,8 +19,8 @@ use super::limits::{allow_sessions, sources};
 use super::procfs::{self, ProcessReport};
 use super::progress::Progress;
 use super::report::{self, Table, bytes, grouped, plural};
-use super::target::Resolved;
 use super::wire::{Incoming, describe_error};
+use crate::cli::target::Resolved;
 
 const TICK: Duration = Duration::from_millis(20);
 

@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use super::BenchError;
-use super::target::Resolved;
+use crate::cli::target::Resolved;
 
 /// Files this process has open beside its sessions: the runtime's, the standard ones, some to spare.
 const OTHER_FILES: u64 = 64;

@@ -29,7 +29,6 @@ mod progress;
 mod report;
 mod room;
 mod stats;
-mod target;
 mod wire;
 
 use clap::{Args, Subcommand};

@@ -5,6 +5,9 @@
 // back with a timestamp and takes its place in the log → its ack takes it out of the outbox. An
 // entry stays in the outbox, under one id, until it is acked; after a lost connection all that is
 // left there is sent again in order, and the server recognises what it already has.
+//
+// The page came from one node of a cluster, perhaps a cluster of one, and learns of the others from
+// whichever node it talks to. When that one dies it goes on at another, where nothing is missing.
 (() => {
 "use strict";
 
@@ -32,6 +35,10 @@ const TICK_MS = 15_000;             // how often we look whether the machine sle
 const SLEPT_MS = 90_000;            // …and the gap that tells (hidden tabs tick once a minute)
 const ANNOUNCE_MS = 1_000;          // connection news shorter than this is not read out
 
+const NODES_MAX = 16;               // nodes that are remembered
+const NODES_MS = 30_000;            // how often a page of a cluster asks which nodes there are
+const NODE_ANSWER_MAX_MS = 8_000;   // and how long its node may take to say so
+
 // ---------------------------------------------------------------------------------------------
 // State.
 
@@ -41,6 +48,12 @@ let me = null;
 let visit = null;
 /** Whether the log follows new messages, because its end is in view. */
 let atBottom = true;
+/** The nodes we may talk to, as base URLs. Alone, a node stands here by itself. */
+let nodes = [location.origin];
+/** The node we talk to, or try to. */
+let base = location.origin;
+/** When a node last failed us. */
+const failedAt = new Map();
 /** Ids of messages written in this browser, so that they are shown as ours after a reload too. */
 const ownIds = new Set();
 
@@ -178,13 +191,10 @@ function roomFromText(text) {
 const roomLink = room => `${location.origin}${location.pathname}#${room}`;
 
 // ---------------------------------------------------------------------------------------------
-// Where we connect to. Everything that reaches a server goes through these two.
-
-/** The base URL of the node this page talks to. */
-const baseUrl = () => location.origin;
+// Where we connect to. Everything that reaches a server goes through the first two.
 
 function apiUrl(path, query = {}) {
-  const url = new URL(path, baseUrl());
+  const url = new URL(path, base);
   for (const [key, value] of Object.entries(query)) url.searchParams.set(key, value);
   return url;
 }
@@ -204,11 +214,85 @@ async function fetchHistory(room, query) {
 /** Whether the server says for certain that this room does not exist. */
 async function isMissing(room) {
   try {
-    const response = await fetch(apiUrl(`/api/room/${encodeURIComponent(room)}/history`, { limit: 1 }));
+    const url = apiUrl(`/api/room/${encodeURIComponent(room)}/history`, { limit: 1 });
+    const response = await fetch(url, { signal: AbortSignal.timeout(NODE_ANSWER_MAX_MS) });
     return response.status === 404;
   } catch {
     return false;
   }
+}
+
+/** Asks the node, and if it does not answer the others in turn. */
+async function fetchAnywhere(path, options) {
+  for (let left = nodes.length; ; left -= 1) {
+    try {
+      return await fetch(apiUrl(path), { ...options, signal: AbortSignal.timeout(NODE_ANSWER_MAX_MS) });
+    } catch (error) {
+      if (left <= 1) throw error;
+      leaveNode();
+    }
+  }
+}
+
+// ---------------------------------------------------------------------------------------------
+// The nodes of the cluster.
+
+/** Closes after which another node is the better choice: it died, failed, or is going to restart. */
+const NODE_LOST = new Set([1006, 1011, 1012]);
+
+/** Goes on to the node whose last failure is longest ago. A dead node's people spread over the rest. */
+function leaveNode() {
+  failedAt.set(base, Date.now());
+  const trouble = url => failedAt.get(url) ?? 0;
+  const order = nodes.map(url => ({ url, random: Math.random() }))
+    .sort((a, b) => trouble(a.url) - trouble(b.url) || a.random - b.random);
+  base = order[0].url;
+}
+
+/** The base URL of a node as we use it, or null if this page cannot reach it. */
+function usableUrl(text) {
+  try {
+    const url = new URL(text);
+    // Browsers forbid a page that came by https to talk to one that does not.
+    const schemes = location.protocol === "https:" ? ["https:"] : ["http:", "https:"];
+    return schemes.includes(url.protocol) ? url.origin : null;
+  } catch {
+    return null;
+  }
+}
+
+/** Asks our node which nodes there are. Throws when it does not answer at all. */
+async function learnNodes() {
+  const asked = base;
+  const response = await fetch(apiUrl("/api/cluster"), { signal: AbortSignal.timeout(NODE_ANSWER_MAX_MS) });
+  let view = null;
+  try { view = await response.json(); } catch { /* not what we asked for */ }
+  if (!response.ok || !Array.isArray(view?.nodes)) return;
+  // The node that answers may call itself otherwise than the URL by which we reached it.
+  const others = view.nodes.filter(node => node.name !== view.node && node.state !== "down" && node.state !== "refused");
+  const urls = others.map(node => usableUrl(node.url)).filter(url => url !== null);
+  // The page's own address may be that of no node, but of whatever leads to one of them.
+  nodes = [...new Set([asked, ...urls, location.origin])].slice(0, NODES_MAX);
+  remember("sessionStorage", "nodes", nodes.length > 1 ? nodes : null);
+}
+
+function recallNodes() {
+  const known = recall("sessionStorage", "nodes");
+  if (!Array.isArray(known)) return;
+  const urls = known.map(usableUrl).filter(url => url !== null);
+  nodes = [...new Set([location.origin, ...urls])].slice(0, NODES_MAX);
+}
+
+/** Learns which nodes there are on a new connection and, while there are several, from time to time. */
+async function watchNodes(v) {
+  const socket = v.socket;
+  let answered = true;
+  try { await learnNodes(); } catch { answered = false; }
+  if (v !== visit || v.socket !== socket || nodes.length < 2) return;
+  // A node that is frozen or cut off closes nothing; with others to go to, do not wait for it.
+  if (!answered) return abandonSocket(v);
+  clearTimeout(v.timers.nodes);
+  v.timers.nodes = setTimeout(() => watchNodes(v), NODES_MS * (0.8 + Math.random() * 0.4));
 }
 
 // ---------------------------------------------------------------------------------------------
@@ -291,7 +375,7 @@ async function createPrivateRoom() {
   button.disabled = true;
   setText($("room-problem"), "");
   try {
-    const response = await fetch(apiUrl("/api/room"), { method: "POST" });
+    const response = await fetchAnywhere("/api/room", { method: "POST" });
     if (!response.ok) throw new Error(`answered ${response.status}`);
     const room = (await response.text()).trim();
     if (!isPrivate(room)) throw new Error("answered something else");
@@ -394,10 +478,10 @@ function expectAnswer(v) {
   v.timers.answer = setTimeout(() => abandonSocket(v), ANSWER_MAX_MS);
 }
 
-function abandonSocket(v) {
+function abandonSocket(v, code = 1006) {
   if (!v.socket) return;
   const socket = v.socket;
-  disconnected(v, 1006);
+  disconnected(v, code);
   socket.close();
 }
 
@@ -409,6 +493,7 @@ async function disconnected(v, code) {
   v.arriving = null;
   clearTimeout(v.timers.answer);
   clearTimeout(v.timers.stable);
+  clearTimeout(v.timers.nodes);
   if (v !== visit) return;
   // The backlog of the next connection is caught up with, not read out.
   $("log").setAttribute("aria-live", "off");
@@ -420,19 +505,25 @@ async function disconnected(v, code) {
     if (v === visit && !v.socket) stop(v, MISSING);
     return;
   }
-  if (v === visit && !v.socket) scheduleRetry(v);
+  if (v !== visit || v.socket) return;
+  if (NODE_LOST.has(code)) leaveNode();
+  scheduleRetry(v);
 }
 
+/** The wait grows once every node has been tried. */
 function scheduleRetry(v) {
-  const longest = Math.min(BACKOFF_MAX_MS, BACKOFF_FIRST_MS * 2 ** v.attempt);
+  const round = Math.floor(v.attempt / nodes.length);
+  const longest = Math.min(BACKOFF_MAX_MS, BACKOFF_FIRST_MS * 2 ** round);
   const delay = longest / 2 + Math.random() * longest / 2;
   v.attempt += 1;
   v.retryAt = Date.now() + delay;
   v.timers.retry = setTimeout(() => connect(v), delay);
   v.timers.countdown = setInterval(() => drawStatus(v), 500);
-  // The first, nearly immediate attempt is not worth a banner that comes and goes.
-  setPhase(v, v.attempt > 1 ? "waiting" : "reconnecting");
+  setPhase(v, isLasting(v) ? "waiting" : "reconnecting");
 }
+
+/** The first, nearly immediate attempt at each node is not worth a banner that comes and goes. */
+const isLasting = v => v.attempt > nodes.length;
 
 function retryNow() {
   const v = visit;
@@ -474,6 +565,7 @@ function connectionReady(v) {
   followEnd();
   speakFromNowOn(v);
   pump(v);
+  watchNodes(v);
 }
 
 /** Lets the log be read aloud once what was just added to it has settled. */
@@ -492,7 +584,8 @@ function wakeUp() {
 /** After the network changed or the machine slept, an open socket is probably dead. */
 function replaceSocket() {
   if (visit && visit.ready) {
-    abandonSocket(visit);
+    // It was not the node that failed: 1001 is what a browser itself says when it goes away.
+    abandonSocket(visit, 1001);
     wakeUp();
   } else {
     wakeUp();
@@ -530,7 +623,7 @@ function drawStatus(v) {
   $("chat").dataset.phase = v.phase === "waiting" && offline ? "offline" : v.phase;
   setText($("status-text"), text);
   // While an attempt of a longer row of them runs, the banner stays, so that it does not blink.
-  const banner = v.phase === "waiting" || (v.phase === "reconnecting" && v.attempt > 1);
+  const banner = v.phase === "waiting" || (v.phase === "reconnecting" && isLasting(v));
   if (!banner && $("banner").contains(document.activeElement)) $("text").focus();
   $("banner").hidden = !banner;
   if (banner) setText($("banner-text"), bannerText(v, offline));
@@ -1385,8 +1478,10 @@ function start() {
   if (Array.isArray(known)) known.forEach(id => ownIds.add(id));
   const name = recall("sessionStorage", "name");
   if (typeof name === "string" && name && name.length <= NAME_MAX) me = name;
+  recallNodes();
   listen();
   watchForSleep();
+  learnNodes().catch(() => { /* learnt with the first connection */ });
   route();
 }
 

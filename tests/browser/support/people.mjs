@@ -26,7 +26,7 @@ export function useBrowser() {
 }
 
 /**
- * A test with a server of its own. `act` gets `{ server, open, enter, fill }`. When it is over, no page
+ * A test with a server of its own. `act` gets `{ server, open, enter, enterAt }`. When it is over, no page
  * may have written an error to its console (but for `allow`), thrown, or hit the content policy.
  */
 export function scenario(name, { env, allow = [] }, act) {
@@ -44,14 +44,15 @@ export function scenario(name, { env, allow = [] }, act) {
       await page.goto(new URL(path, server.url).href);
       return page;
     };
-    const enter = async (name, room, options) => {
-      const page = await open(room ? `/#${room}` : "/", options);
+    const enterAt = async (url, name, room, options) => {
+      const page = await open(new URL(room ? `/#${room}` : "/", url).href, options);
       await giveName(page, name);
       if (room) await connected(page);
       return page;
     };
+    const enter = (name, room, options) => enterAt(server.url, name, room, options);
     try {
-      await act({ server, open, enter });
+      await act({ server, open, enter, enterAt });
       assert.deepEqual(complaints, [], "a page complained");
     } catch (error) {
       error.message += `\n--- pages said:\n${complaints.join("\n")}\n--- server said:\n${server.log.slice(-20).join("\n")}`;

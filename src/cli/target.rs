@@ -1,4 +1,4 @@
-//! Where the server is.
+//! Where the server is that a tool talks to.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -29,9 +29,11 @@ impl FromStr for Target {
         let default_port = match uri.scheme_str() {
             Some("ws" | "http") => 80,
             Some("wss" | "https") => {
-                return Err("TLS is not spoken here: give the server's ws:// address".into());
+                return Err(
+                    "TLS is not spoken here: give an address that begins with http:// or ws://".into()
+                );
             }
-            _ => return Err("it must begin with ws://".into()),
+            _ => return Err("it must begin with http:// or ws://".into()),
         };
         if !matches!(uri.path(), "" | "/") || uri.query().is_some() {
             return Err("give the server's base URL, without a path".into());
