@@ -32,6 +32,10 @@ pub struct Metrics {
     pub closes: IntCounterVec,
     /// Rooms and other actors that failed and were started again.
     pub actor_failures: IntCounter,
+    /// Links to other nodes that are up.
+    pub links: IntGauge,
+    /// From a heartbeat to its answer, in seconds.
+    pub heartbeat_seconds: Histogram,
 }
 
 impl Metrics {
@@ -76,7 +80,7 @@ impl Metrics {
             fsync_seconds: histogram(
                 "parley_fsync_seconds",
                 "One group commit, its fsync included.",
-                latencies,
+                latencies.clone(),
             )?,
             append_batch_messages: histogram(
                 "parley_append_batch_messages",
@@ -90,6 +94,12 @@ impl Metrics {
             actor_failures: counter(
                 "parley_actor_failures_total",
                 "Actors that failed and were started again.",
+            )?,
+            links: gauge("parley_links", "Links to other nodes that are up.")?,
+            heartbeat_seconds: histogram(
+                "parley_heartbeat_seconds",
+                "From a heartbeat to its answer.",
+                latencies,
             )?,
             closes,
             registry,
