@@ -180,19 +180,19 @@ impl Keeper {
             Event::Dialled { label, done } => {
                 self.dialled.insert(label, (done, self.shared.now()));
             }
-            Event::Opened(session) => self.opened(session),
+            Event::Opened(session) => self.opened(&session),
             Event::Authenticated(session) => {
                 if let Some(arriving) = self.arriving.get_mut(&session) {
                     arriving.authenticated = true;
                 }
             }
-            Event::Ready(session) => self.ready(session),
+            Event::Ready(session) => self.ready(&session),
             Event::Ended(session) => self.ended(&session),
             Event::Stop => {}
         }
     }
 
-    fn opened(&mut self, session: NodeServerSessionInformation) {
+    fn opened(&mut self, session: &NodeServerSessionInformation) {
         let dialled = self.dialled.remove(&session.peer_addr).map(|(done, _)| done);
         let from_outside = self.arriving.values().filter(|arriving| arriving.dialled.is_none()).count();
         let too_many = dialled.is_none() && from_outside >= ARRIVING_MAX;
@@ -209,7 +209,7 @@ impl Keeper {
         self.arriving.insert(session.actor.get_id(), arriving);
     }
 
-    fn ready(&mut self, session: NodeServerSessionInformation) {
+    fn ready(&mut self, session: &NodeServerSessionInformation) {
         let now = self.shared.now();
         let id = session.actor.get_id();
         if let Some(done) = self.arriving.remove(&id).and_then(|arriving| arriving.dialled) {
@@ -224,14 +224,14 @@ impl Keeper {
             } else {
                 format!("{name:?} is not among this node's peers")
             };
-            self.turn_away(&session, &process, &why);
+            self.turn_away(session, &process, &why);
             return;
         };
         let courier = pg::get_scoped_members(&SCOPE.to_owned(), &node_group(name))
             .into_iter()
             .find(|member| is_of(member.get_id(), session.node_id));
         let Some(courier) = courier else {
-            self.turn_away(&session, &process, &format!("{name} has no courier"));
+            self.turn_away(session, &process, &format!("{name} has no courier"));
             return;
         };
         self.links += 1;
@@ -241,7 +241,7 @@ impl Keeper {
         match linked {
             Linked::Occupied => {
                 let why = format!("another process that calls itself {name} is linked already");
-                self.turn_away(&session, &process, &why);
+                self.turn_away(session, &process, &why);
                 return;
             }
             Linked::Taken(Some(old)) => self.shared.cut(&old.session, "replaced"),
@@ -282,22 +282,21 @@ impl Keeper {
             Arriving { authenticated: false, .. } => DialEnd::TurnedAway,
             Arriving { .. } => DialEnd::Ended,
         };
+        if let Some(done) = arriving.dialled {
+            let _ = done.send(end);
+            return;
+        }
+        // When two nodes dial each other at once, one of the connections ends like this too.
         let linked = peer.is_some_and(|peer| peer.link().is_some());
-        match arriving.dialled {
-            Some(done) => {
-                let _ = done.send(end);
-            }
-            // When two nodes dial each other at once, one of the connections ends like this too.
-            None if matches!(end, DialEnd::TurnedAway) && !linked => {
-                if self.shared.seldom_turned_away.due(self.shared.now()) {
-                    tracing::warn!(
-                        addr = session.peer_addr,
-                        claims = name,
-                        "a connection ended before it was authenticated: another cookie, or no node at all"
-                    );
-                }
-            }
-            None => {}
+        if matches!(end, DialEnd::TurnedAway)
+            && !linked
+            && self.shared.seldom_turned_away.due(self.shared.now())
+        {
+            tracing::warn!(
+                addr = session.peer_addr,
+                claims = name,
+                "a connection ended before it was authenticated: another cookie, or no node at all"
+            );
         }
     }
 
