@@ -21,12 +21,13 @@
 //!
 //! # Layers
 //!
-//! Imports point down this list only: [`protocol`] and [`metrics`] ← [`chat`], [`storage`] ← [`actors`] ← [`web`] ←
-//! [`node`] ← `main`; [`config`] and [`cli`] stand beside them. A test holds it.
+//! Imports point down this list only: [`protocol`] and [`metrics`] ← [`chat`], [`storage`], [`cluster`] ← [`actors`] ←
+//! [`web`] ← [`node`] ← `main`; [`config`] and [`cli`] stand beside them. A test holds it.
 
 pub mod actors;
 pub mod chat;
 pub mod cli;
+pub mod cluster;
 pub mod config;
 pub mod metrics;
 pub mod node;

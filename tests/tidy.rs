@@ -17,6 +17,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("metrics", &[]),
     ("chat", &["protocol"]),
     ("storage", &["protocol", "metrics"]),
+    ("cluster", &["protocol", "metrics"]),
     ("config", &["chat", "storage"]),
     ("actors", &["protocol", "metrics", "chat", "storage"]),
     ("web", &["protocol", "metrics", "chat", "storage", "actors"]),

@@ -20,5 +20,4 @@ pub mod shard_host;
 #[cfg(feature = "fault-injection")]
 mod fault;
 
-/// The scope of all our process groups.
-pub const SCOPE: &str = "parley";
+pub use crate::protocol::names::SCOPE;

@@ -10,6 +10,15 @@ use xxhash_rust::xxh3::xxh3_64;
 /// Characters of a private room's name: 32 bytes in hexadecimal.
 pub const PRIVATE_NAME_LEN: usize = 64;
 
+/// The scope of all our process groups.
+pub const SCOPE: &str = "parley";
+
+/// The process group that holds the courier of the node called `node`.
+#[must_use]
+pub fn node_group(node: &str) -> String {
+    format!("node/{node}")
+}
+
 /// A room's name, already checked for length.
 ///
 /// Invariant: at most 32 UTF-16 units and not empty, or exactly 64 lower-case hexadecimal digits (a private id).
