@@ -6,8 +6,9 @@ use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_m
 use parley::metrics::Metrics;
 use parley::protocol::message::Message;
 use parley::protocol::names::{MessageId, RoomName};
+use parley::storage::rows;
 use parley::storage::store::Store;
-use parley::storage::writer::{Durability, Writer};
+use parley::storage::writer::{Durability, Flush, Writer};
 use std::sync::Arc;
 use std::sync::mpsc::sync_channel;
 
@@ -32,13 +33,12 @@ fn append(criterion: &mut Criterion) {
         group.throughput(Throughput::Elements(messages));
         group.bench_function(BenchmarkId::from_parameter(messages), |bencher| {
             bencher.iter(|| {
-                let batch = (0..messages).map(|_| next()).collect();
+                let batch: Vec<Message> = (0..messages).map(|_| next()).collect();
                 let (done, written) = sync_channel(1);
-                writer.append(
-                    room.clone(),
-                    batch,
-                    Box::new(move |outcome| done.send(outcome).expect("sent")),
-                );
+                let mut changes = Vec::new();
+                rows::of_messages(room.shard(16), &room, &batch, &mut changes);
+                let done = Box::new(move |outcome| done.send(outcome).expect("sent"));
+                writer.write(changes, Flush::Sync, done);
                 written.recv().expect("an answer").expect("written");
             });
         });

@@ -4,6 +4,7 @@ use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_m
 use parley::actors::gateway::{Inbox, Outbox, session_queue};
 use parley::chat::audience::{Audience, Effect as AudienceEffect};
 use parley::chat::room::{Effect as RoomEffect, Room};
+use parley::protocol::internal::Epoch;
 use parley::protocol::names::{GatewayId, MessageId};
 use std::hint::black_box;
 
@@ -18,8 +19,12 @@ struct Hall {
 impl Hall {
     fn with_members(members: u64) -> Self {
         let audience = Audience::new(GatewayId::new("n1", 0));
-        let mut hall =
-            Self { room: Room::open(1, Vec::new(), false), audience, seats: Vec::new(), next_id: 0 };
+        let mut hall = Self {
+            room: Room::open(Epoch { term: 1, instance: 1 }, Vec::new(), false),
+            audience,
+            seats: Vec::new(),
+            next_id: 0,
+        };
         for number in 0..members {
             let mut effects = Vec::new();
             hall.audience.arrive(number, None, &mut effects);
@@ -35,7 +40,7 @@ impl Hall {
         let mut effects = Vec::new();
         let text =
             "a message of about a hundred characters, as people write them when they have something to tell";
-        self.audience.say(0, MessageId::Made(self.next_id), text.into(), &mut effects);
+        self.audience.say(0, MessageId::Made(self.next_id), text.into(), 0, &mut effects);
         self.settle(effects);
     }
 
@@ -54,7 +59,10 @@ impl Hall {
                             black_box(inbox.try_next());
                         }
                     }
-                    AudienceEffect::One(..) | AudienceEffect::GoLive(_) | AudienceEffect::Timer(..) => {}
+                    AudienceEffect::One(..)
+                    | AudienceEffect::GoLive(_)
+                    | AudienceEffect::Timer(..)
+                    | AudienceEffect::Expire(_) => {}
                 }
             }
             self.room.flush(&mut answers);

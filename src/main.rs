@@ -13,7 +13,7 @@ const EXIT_USAGE: u8 = 2;
 
 /// What is logged unless `RUST_LOG` says otherwise. The libraries speak of every actor and file at `info`; what the
 /// store's journal complains of is said by us, once and in words.
-const LOG_DEFAULT: &str = "info,ractor=warn,fjall=warn,fjall::journal=off,fjall::batch=off,lsm_tree=warn";
+const LOG_DEFAULT: &str = "info,openraft=error,ractor=warn,ractor_cluster=error,fjall=warn,fjall::journal=off,fjall::batch=off,lsm_tree=warn";
 
 /// How long threads that are still reading may hold up the end.
 const RUNTIME_TIMEOUT: Duration = Duration::from_millis(500);

@@ -24,8 +24,8 @@ pub struct Metrics {
     pub ack_seconds: Histogram,
     /// Duration of one group commit, its fsync included, in seconds.
     pub fsync_seconds: Histogram,
-    /// Messages in one group commit.
-    pub append_batch_messages: Histogram,
+    /// Writes that shared one fsync.
+    pub fsync_batch_writes: Histogram,
     /// Messages refused because their address speaks too often.
     pub limiter_refusals: IntCounter,
     /// Sockets the node closed, by close code.
@@ -92,9 +92,9 @@ impl Metrics {
                 "One group commit, its fsync included.",
                 latencies.clone(),
             )?,
-            append_batch_messages: histogram(
-                "parley_append_batch_messages",
-                "Messages in one group commit.",
+            fsync_batch_writes: histogram(
+                "parley_fsync_batch_writes",
+                "Writes that shared one fsync.",
                 exponential_buckets(1.0, 2.0, 14)?,
             )?,
             limiter_refusals: counter(

@@ -5,9 +5,12 @@
 //! stop    no new sessions → acks → close 1012 → sockets gone → actors → writer → data folder
 //! ```
 
-use crate::actors::context::Context;
+use crate::actors::context::{Context, Parts};
+use crate::actors::neighbours::{Neighbourhood, Neighbours};
 use crate::actors::root::Root;
+use crate::cluster::LinkError;
 use crate::config::Config;
+use crate::consensus::node::{Consensus, Directory, Past, Settings};
 use crate::metrics::Metrics;
 use crate::storage::store::{OpenError, Store};
 use crate::storage::writer::Writer;
@@ -38,6 +41,12 @@ const WRITER_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long a failed node goes on answering, so that those who watch it can read why.
 const FAILED_LINGER: Duration = Duration::from_secs(3);
 
+/// How long a single node may take to lead itself before it shows itself anyway.
+const ALONE_READY_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How often it is asked whether it does.
+const READY_POLL: Duration = Duration::from_millis(2);
+
 /// File descriptors that are not for sessions: the store's, the listener's, requests'.
 const RESERVED_FILES: u64 = 1024;
 
@@ -58,6 +67,9 @@ pub enum NodeError {
         /// What the system says.
         source: io::Error,
     },
+    /// The address for other nodes.
+    #[error("{0}; is another program using it? Choose another with --cluster")]
+    Links(LinkError),
     /// The disk.
     #[error(
         "the store failed and the node stopped to lose nothing: {0}; make room on the disk or mend it, then start again"
@@ -101,8 +113,19 @@ pub async fn run(config: Config) -> Result<(), NodeError> {
     let (writer, writer_thread) =
         Writer::start(store.clone(), config.durability, Arc::clone(&metrics), on_failure).map_err(system)?;
     let gateways = std::thread::available_parallelism().map_or(1, usize::from);
-    let context = Context::new(config.name.clone(), gateways, shards, config.limits, store, writer, metrics);
-    let context = Arc::new(context.reachable_at(url.clone()));
+    let neighbours = neighbours(&config, &store, url.clone(), &metrics).await?;
+    let consensus = consensus(&config, &store, writer, &neighbours, &metrics).await?;
+    let context = Context::new(Parts {
+        node: config.name.clone(),
+        url: url.clone(),
+        gateways,
+        limits: config.limits,
+        store,
+        consensus: Arc::clone(&consensus),
+        neighbours: Arc::clone(&neighbours),
+        metrics,
+    });
+    let context = Arc::new(context);
     let (root, root_task) = Root::spawn(None, Root, Arc::clone(&context)).await.map_err(system)?;
 
     let (session_alive, mut sessions_gone) = mpsc::channel(1);
@@ -118,14 +141,31 @@ pub async fn run(config: Config) -> Result<(), NodeError> {
         session_alive.downgrade(),
     );
     let web = Arc::new(web.map_err(system)?);
+    let on_urls = {
+        let web = Arc::clone(&web);
+        Box::new(move |urls| web.origins.set_cluster(urls))
+    };
+    let following = neighbours.follow(&consensus, on_urls);
+    if config.cluster.is_none() {
+        // Nobody else has to be waited for.
+        let ready = async {
+            while context.not_ready().is_some() {
+                tokio::time::sleep(READY_POLL).await;
+            }
+        };
+        let _ = timeout(ALONE_READY_TIMEOUT, ready).await;
+    }
     let server = tokio::spawn(server::serve(listener, web, CONNECTIONS_MAX));
 
-    announce(&config, address);
+    announce(&config, address, neighbours.listen());
     info!(node = config.name, %address, sessions_max, gateways, "ready");
     let failure = wait_for_end(phase).await?;
     match &failure {
         None => {
             info!("stopping");
+            // First, so that no room is without a leader while its sessions look for another node.
+            neighbours.leave();
+            consensus.hand_over(&neighbours.linked()).await;
             phase_sender.send_replace(Phase::Stopping);
         }
         // The sessions have been told by the phase itself; the listener stays for those who ask what happened.
@@ -143,6 +183,14 @@ pub async fn run(config: Config) -> Result<(), NodeError> {
     if timeout(ACTORS_TIMEOUT, root_task).await.is_err() {
         warn!("some actors did not end in time");
     }
+    if let Some(following) = following {
+        following.abort();
+    }
+    if timeout(ACTORS_TIMEOUT, consensus.stop()).await.is_err() {
+        warn!("some groups did not end in time");
+    }
+    neighbours.stop().await;
+    drop((consensus, neighbours));
     // The writer's thread ends when the last actor has let go of it, and leaves everything on disk.
     drop(context);
     let writer_ended = tokio::task::spawn_blocking(move || writer_thread.join());
@@ -162,6 +210,50 @@ async fn open(data: PathBuf, shards: u16) -> Result<Store, OpenError> {
     })
 }
 
+/// The links to other nodes, if there are to be any.
+async fn neighbours(
+    config: &Config,
+    store: &Store,
+    url: Option<String>,
+    metrics: &Arc<Metrics>,
+) -> Result<Arc<Neighbours>, NodeError> {
+    let Some(cluster) = &config.cluster else {
+        return Ok(Neighbours::none(config.shards, Arc::clone(metrics)));
+    };
+    let hood = Neighbourhood {
+        name: config.name.clone(),
+        url,
+        listen: cluster.listen,
+        peers: cluster.peers.iter().map(|peer| (peer.name.clone(), peer.addr.clone())).collect(),
+        cookie: cluster.cookie.reveal().to_owned(),
+    };
+    let past = Past::of(store).map_err(system)?;
+    Neighbours::start(hood, store, &past, Arc::clone(metrics)).await.map_err(NodeError::Links)
+}
+
+/// The groups that agree on what was said.
+async fn consensus(
+    config: &Config,
+    store: &Store,
+    writer: Writer,
+    neighbours: &Arc<Neighbours>,
+    metrics: &Arc<Metrics>,
+) -> Result<Arc<Consensus>, NodeError> {
+    let peers = config.cluster.iter().flat_map(|cluster| &cluster.peers);
+    let settings = Settings {
+        name: config.name.clone(),
+        peers: peers.map(|peer| peer.name.clone()).collect(),
+        shards: config.shards,
+        replicas: config.replicas,
+    };
+    let directory: Directory = {
+        let neighbours = Arc::clone(neighbours);
+        Arc::new(move || neighbours.linked())
+    };
+    let links = Arc::clone(neighbours);
+    Consensus::start(settings, store, writer, links, directory, Arc::clone(metrics)).await.map_err(system)
+}
+
 /// Waits for a signal, or until the node fails: then the reason is returned.
 async fn wait_for_end(mut phase: watch::Receiver<Phase>) -> Result<Option<String>, NodeError> {
     let mut terminate = signal(SignalKind::terminate()).map_err(system)?;
@@ -177,9 +269,9 @@ async fn wait_for_end(mut phase: watch::Receiver<Phase>) -> Result<Option<String
 }
 
 /// The one line on standard output.
-fn announce(config: &Config, address: SocketAddr) {
+fn announce(config: &Config, address: SocketAddr, cluster: Option<SocketAddr>) {
     let data = config.data.display();
-    let cluster = config.cluster.as_ref().map_or_else(|| "off".to_owned(), |found| found.listen.to_string());
+    let cluster = cluster.map_or_else(|| "off".to_owned(), |address| address.to_string());
     let line = format!("parley {} ready http=http://{address} cluster={cluster} data={data}\n", config.name);
     let mut out = io::stdout().lock();
     // Whoever started the node may not want to know.

@@ -19,9 +19,10 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("storage", &["protocol", "metrics"]),
     ("cluster", &["protocol", "metrics"]),
     ("config", &["chat", "storage"]),
-    ("actors", &["protocol", "metrics", "chat", "storage"]),
+    ("consensus", &["protocol", "metrics", "storage", "cluster"]),
+    ("actors", &["protocol", "metrics", "chat", "storage", "cluster", "consensus"]),
     ("web", &["protocol", "metrics", "chat", "storage", "actors"]),
-    ("node", &["config", "metrics", "storage", "actors", "web"]),
+    ("node", &["config", "metrics", "storage", "cluster", "consensus", "actors", "web"]),
     ("cli", &["config", "protocol"]),
 ];
 

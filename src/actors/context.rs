@@ -2,16 +2,19 @@
 
 use super::SCOPE;
 use super::gateway::GatewayMsg;
+use super::neighbours::Neighbours;
 use super::shard_host::HostMsg;
 use crate::chat::limiter::Limits;
+use crate::consensus::node::{Consensus, ShardStatus};
 use crate::metrics::Metrics;
 use crate::protocol::Timestamp;
 use crate::protocol::internal::Epoch;
 use crate::protocol::names::{GatewayId, RoomName, ShardId};
-use crate::protocol::view::{ClusterView, NodeState, NodeView, ShardView};
+use crate::protocol::private_id::Secret;
+use crate::protocol::view::{ClusterView, ShardView};
 use crate::storage::store::Store;
-use crate::storage::writer::Writer;
 use ractor::{ActorRef, pg};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
@@ -34,8 +37,10 @@ pub struct Context {
     pub limits: Limits,
     /// Where history is read.
     pub store: Store,
-    /// Where it is written.
-    pub writer: Writer,
+    /// Where it is agreed upon.
+    pub consensus: Arc<Consensus>,
+    /// The other nodes.
+    pub neighbours: Arc<Neighbours>,
     /// What is counted.
     pub metrics: Arc<Metrics>,
     /// The time.
@@ -44,26 +49,33 @@ pub struct Context {
     epochs: AtomicU64,
 }
 
+/// What a context is made of; the fields are those of [`Context`].
+#[expect(missing_docs, reason = "documented where they are kept")]
+pub struct Parts {
+    pub node: String,
+    pub url: Option<String>,
+    pub gateways: usize,
+    pub limits: Limits,
+    pub store: Store,
+    pub consensus: Arc<Consensus>,
+    pub neighbours: Arc<Neighbours>,
+    pub metrics: Arc<Metrics>,
+}
+
 impl Context {
-    /// A context for the node called `node`.
+    /// A context of these parts.
     #[must_use]
-    pub fn new(
-        node: String,
-        gateways: usize,
-        shards: u16,
-        limits: Limits,
-        store: Store,
-        writer: Writer,
-        metrics: Arc<Metrics>,
-    ) -> Self {
+    pub fn new(parts: Parts) -> Self {
+        let Parts { node, url, gateways, limits, store, consensus, neighbours, metrics } = parts;
         Self {
             node,
-            url: None,
+            url,
             gateways,
-            shards,
+            shards: store.shards(),
             limits,
             store,
-            writer,
+            consensus,
+            neighbours,
             metrics,
             clock: Clock::start(),
             reads: Arc::new(Semaphore::new(READS_AT_ONCE)),
@@ -71,38 +83,44 @@ impl Context {
         }
     }
 
-    /// Tells where browsers reach the node.
-    #[must_use]
-    pub fn reachable_at(mut self, url: Option<String>) -> Self {
-        self.url = url;
-        self
-    }
-
-    /// The cluster as this node sees it: itself, the one copy of every shard.
+    /// The cluster as this node sees it.
     #[must_use]
     pub fn cluster_view(&self) -> ClusterView {
-        let shards: Vec<ShardView> = (0..self.shards)
-            .map(|id| ShardView {
-                id,
-                leader: leader_of(ShardId(id)).map(|_| self.node.clone()),
-                replicas: vec![self.node.clone()],
-                // There was never anybody to elect another.
-                term: 1,
-                commit: 0,
-                lag: Some(0),
-            })
-            .collect();
-        let shards_led = shards.iter().filter(|shard| shard.leader.is_some()).count();
-        let this = NodeView {
-            name: self.node.clone(),
-            url: self.url.clone(),
-            state: NodeState::Up,
-            ready: shards_led == shards.len(),
-            shards_led: shards_led as u32,
-            rooms: self.metrics.rooms.get().max(0) as u64,
-            sessions: self.metrics.sessions.get().max(0) as u64,
-        };
-        ClusterView { node: self.node.clone(), nodes: vec![this], shards }
+        let shards: Vec<ShardView> = self.consensus.status().into_iter().map(shard_view).collect();
+        let mut led: HashMap<String, u32> = HashMap::new();
+        for leader in shards.iter().filter_map(|shard| shard.leader.clone()) {
+            *led.entry(leader).or_default() += 1;
+        }
+        let nodes = self.neighbours.view(&self.node, self.url.clone(), &led);
+        ClusterView { node: self.node.clone(), nodes, shards }
+    }
+
+    /// Why this node cannot serve every room now; `None` when it can.
+    #[must_use]
+    pub fn not_ready(&self) -> Option<String> {
+        let leaderless = self.neighbours.shards_without_leader();
+        match leaderless.as_slice() {
+            [] => None,
+            _ if self.consensus.charter().borrow().is_none() => {
+                Some("the cluster's nodes have not all met yet".to_owned())
+            }
+            [first, ..] => Some(format!(
+                "{} of {} shards have no leader that this node can reach, shard {} among them",
+                leaderless.len(),
+                self.shards,
+                first.0
+            )),
+        }
+    }
+
+    /// All gateways of the cluster.
+    #[must_use]
+    pub fn gateways(&self) -> Vec<(GatewayId, ActorRef<GatewayMsg>)> {
+        let groups = pg::which_scoped_groups(&SCOPE.to_owned());
+        let ids = groups.iter().filter_map(|group| GatewayId::of_group(group));
+        ids.filter(|id| id.node() == self.node || self.neighbours.is_linked(id.node()))
+            .filter_map(|id| gateway(&id).map(|actor| (id, actor)))
+            .collect()
     }
 
     /// The gateway of this node that carries `room`.
@@ -111,9 +129,15 @@ impl Context {
         GatewayId::new(&self.node, room.gateway_index(self.gateways))
     }
 
-    /// The next instance of a room: above every earlier one.
-    pub(super) fn next_epoch(&self) -> Epoch {
-        self.epochs.fetch_add(1, Ordering::Relaxed) + 1
+    /// The next instance of a room, under a leader of this term: above every earlier one.
+    pub(super) fn next_epoch(&self, term: u64) -> Epoch {
+        Epoch { term, instance: self.epochs.fetch_add(1, Ordering::Relaxed) + 1 }
+    }
+
+    /// The key of private rooms' names; none before the cluster is founded.
+    #[must_use]
+    pub fn secret(&self) -> Option<Secret> {
+        self.consensus.charter().borrow().as_ref().map(|charter| Secret::new(charter.secret))
     }
 
     /// Runs `read` where it may block, a bounded number at a time, and hands on what it returns.
@@ -132,16 +156,21 @@ impl Context {
     }
 }
 
-/// The actor that leads `shard`, wherever it is.
-#[must_use]
-pub fn leader_of(shard: ShardId) -> Option<ActorRef<HostMsg>> {
-    member_of(&shard.leader_group()).map(Into::into)
-}
-
 /// The gateway with this id, wherever it is.
 #[must_use]
 pub fn gateway(id: &GatewayId) -> Option<ActorRef<GatewayMsg>> {
     member_of(&id.group()).map(Into::into)
+}
+
+/// The host of a shard on the node called `node`.
+#[must_use]
+pub fn host_at(shard: ShardId, node: &str) -> Option<ActorRef<HostMsg>> {
+    member_of(&shard.host_group(node)).map(Into::into)
+}
+
+fn shard_view(status: ShardStatus) -> ShardView {
+    let ShardStatus { shard, leader, replicas, term, commit, lag } = status;
+    ShardView { id: shard.0, leader, replicas, term, commit, lag }
 }
 
 fn member_of(group: &str) -> Option<ractor::ActorCell> {

@@ -2,14 +2,18 @@
 
 use super::SCOPE;
 use super::context::{self, Context};
+use super::neighbours::Leader;
+use super::remote;
 use super::shard_host::HostMsg;
 use crate::chat::audience::{Audience, Effect};
 use crate::protocol::Timestamp;
-use crate::protocol::internal::ToGateway;
+use crate::protocol::internal::{ToGateway, ToRoom};
 use crate::protocol::names::{GatewayId, LimiterKey, MessageId, RoomName, SessionNumber, ShardId};
+use crate::protocol::wire::{FromHost, HAND_OVER_PART_BYTES, Share, ToHost};
 use bytes::Bytes;
+use ractor::message::{BoxedDowncastErr, SerializedMessage};
 use ractor::pg::{self, GroupChangeMessage};
-use ractor::{Actor, ActorProcessingErr, ActorRef, SupervisionEvent};
+use ractor::{Actor, ActorCell, ActorProcessingErr, ActorRef, SupervisionEvent};
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -19,6 +23,12 @@ use tokio::sync::{Notify, mpsc};
 /// Bytes that may wait for a session's socket, beside what it was shown on entering. Whoever has more waiting reads
 /// too slowly and is closed with 1013: it comes back with `since` and has lost nothing.
 pub const SESSION_QUEUE_BYTES_MAX: usize = 1024 * 1024;
+
+/// How soon a room is attached to again whose host could not be told something.
+const OVERLOAD_RETRY: Duration = Duration::from_secs(1);
+
+/// Members or messages of one room that are handed over together.
+const HAND_OVER_CHUNK: usize = 64;
 
 /// What a queued item costs beside its bytes.
 const ITEM_OVERHEAD_BYTES: usize = 64;
@@ -61,20 +71,12 @@ pub enum GatewayMsg {
     },
     /// A session is gone.
     Leave(SessionNumber),
-    /// A room speaks.
-    Room {
-        /// The room.
-        room: RoomName,
-        /// What it says.
-        message: ToGateway,
-    },
-    /// A limiter wants a session to be quiet.
-    Cooldown {
-        /// The session.
-        session: SessionNumber,
-        /// For how long, in ms.
-        cooldown_ms: u64,
-    },
+    /// The host of a shard speaks, here or on another node.
+    Host(FromHost),
+    /// Something was held for a room for a while.
+    Expire(RoomName),
+    /// A room's host could not be told something a while ago.
+    Retry(RoomName),
     /// An attempt to attach was made a while ago.
     Timer {
         /// The room.
@@ -84,7 +86,32 @@ pub enum GatewayMsg {
     },
 }
 
-impl ractor::Message for GatewayMsg {}
+impl ractor::Message for GatewayMsg {
+    fn serializable() -> bool {
+        true
+    }
+
+    fn serialize(self) -> Result<SerializedMessage, BoxedDowncastErr> {
+        match self {
+            Self::Host(message) => Ok(remote::pack(&message)),
+            // Sessions and timers speak to the gateway of their own node alone.
+            Self::Arrive { .. }
+            | Self::Enter { .. }
+            | Self::Say { .. }
+            | Self::Leave(_)
+            | Self::Timer { .. }
+            | Self::Retry(_)
+            | Self::Expire(_) => Err(BoxedDowncastErr),
+        }
+    }
+
+    fn deserialize(message: SerializedMessage) -> Result<Self, BoxedDowncastErr> {
+        match message {
+            SerializedMessage::Cast { args, .. } => remote::unpack(&args).map(Self::Host),
+            SerializedMessage::Call { .. } | SerializedMessage::CallReply(..) => Err(BoxedDowncastErr),
+        }
+    }
+}
 
 /// What a session's socket is given.
 #[derive(Debug)]
@@ -203,7 +230,7 @@ pub struct State {
     context: Arc<Context>,
     halls: HashMap<RoomName, Hall>,
     sessions: HashMap<SessionNumber, Seat>,
-    leaders: HashMap<ShardId, ActorRef<HostMsg>>,
+    leaders: HashMap<ShardId, Leader>,
 }
 
 /// A room as seen from here.
@@ -211,6 +238,8 @@ struct Hall {
     shard: ShardId,
     audience: Audience,
     live: Vec<(SessionNumber, Outbox)>,
+    /// Whether [`GatewayMsg::Retry`] is on its way.
+    retry_armed: bool,
 }
 
 struct Seat {
@@ -250,15 +279,33 @@ impl Actor for Gateway {
             }
             GatewayMsg::Say { session, id, text, limiter } => {
                 state.count(limiter, session, 1);
-                state
-                    .drive_of(&myself, session, |audience, effects| audience.say(session, id, text, effects));
+                let now_ms = state.context.clock.uptime_ms();
+                state.drive_of(&myself, session, |audience, effects| {
+                    audience.say(session, id, text, now_ms, effects);
+                });
             }
             GatewayMsg::Leave(session) => state.leave(&myself, session),
-            GatewayMsg::Room { room, message } => state.room(&myself, &room, message),
-            GatewayMsg::Cooldown { session, cooldown_ms } => {
+            GatewayMsg::Host(FromHost::Room { room, message }) => state.room(&myself, &room, message),
+            GatewayMsg::Host(FromHost::Cooldown { session, cooldown_ms }) => {
                 if let Some(seat) = state.sessions.get(&session) {
                     seat.outbox.push(ToSession::Cooldown(cooldown_ms));
                 }
+            }
+            GatewayMsg::Host(FromHost::HandOver { shard, term, node }) => {
+                state.hand_over(&myself, shard, term, &node);
+            }
+            GatewayMsg::Host(FromHost::NotLeader { shard, node, leader }) => {
+                state.not_leader(&myself, shard, &node, leader.as_deref());
+            }
+            GatewayMsg::Expire(room) => {
+                let now_ms = state.context.clock.uptime_ms();
+                state.drive(&myself, &room, |audience, effects| audience.expire(now_ms, effects));
+            }
+            GatewayMsg::Retry(room) => {
+                if let Some(hall) = state.halls.get_mut(&room) {
+                    hall.retry_armed = false;
+                }
+                state.drive(&myself, &room, Audience::lost);
             }
             GatewayMsg::Timer { room, attempt } => {
                 state.drive(&myself, &room, |audience, effects| audience.timer(attempt, effects));
@@ -276,8 +323,18 @@ impl Actor for Gateway {
         // A gateway has no children: all it hears of is who leads the shards.
         if let SupervisionEvent::ProcessGroupChanged(change) = event {
             match change {
-                GroupChangeMessage::Join(..) => {}
-                GroupChangeMessage::Leave(_, group, _) => state.leader_left(&myself, &group),
+                GroupChangeMessage::Join(_, group, actors) => {
+                    if let (Some(shard), Some(host)) = (ShardId::of_leader_group(&group), actors.last())
+                        && let Some(leader) = state.context.neighbours.leader(shard, host.clone())
+                    {
+                        state.leader_joined(&myself, shard, leader);
+                    }
+                }
+                GroupChangeMessage::Leave(_, group, actors) => {
+                    if let Some(shard) = ShardId::of_leader_group(&group) {
+                        state.leader_left(&myself, shard, &actors);
+                    }
+                }
             }
         }
         Ok(())
@@ -298,6 +355,7 @@ impl State {
             shard: room.shard(shards),
             audience: Audience::new(self.id.clone()),
             live: Vec::new(),
+            retry_armed: false,
         });
         self.sessions.insert(session, Seat { room: room.clone(), outbox });
         self.drive(myself, room, |audience, effects| audience.arrive(session, since, effects));
@@ -318,9 +376,14 @@ impl State {
     /// Tells the address's limiter, without waiting for its answer.
     fn count(&mut self, key: Option<LimiterKey>, session: SessionNumber, actions: u64) {
         let Some(key) = key else { return };
-        if let Some(host) = self.leader(key.shard(self.context.shards)) {
+        if let Some(Leader { host, .. }) = self.leader(key.shard(self.context.shards)) {
             // Without a leader nobody counts; the session's own account still bounds it.
-            let _ = host.cast(HostMsg::Count { key, gateway: self.id.clone(), session, actions });
+            let _ = host.cast(HostMsg::Gateway(ToHost::Count {
+                key,
+                gateway: self.id.clone(),
+                session,
+                actions,
+            }));
         }
     }
 
@@ -333,32 +396,116 @@ impl State {
     }
 
     fn room(&mut self, myself: &ActorRef<GatewayMsg>, room: &RoomName, message: ToGateway) {
-        if let ToGateway::Acks(acks) = &message {
+        if let ToGateway::Acks { acks, .. } = &message {
             self.context.metrics.acks.inc_by(acks.len() as u64);
         }
         self.drive(myself, room, |audience, effects| audience.room(message, effects));
     }
 
+    /// A host shows itself as the leader of a shard. The latest one is right: it has asked everyone to believe nobody
+    /// before it.
+    fn leader_joined(&mut self, myself: &ActorRef<GatewayMsg>, shard: ShardId, leader: Leader) {
+        self.leaders.insert(shard, leader);
+        self.lost(myself, shard);
+    }
+
     /// The leader of a shard is gone: its rooms are to be found elsewhere.
-    fn leader_left(&mut self, myself: &ActorRef<GatewayMsg>, group: &str) {
-        let Some(shard) = self.leaders.keys().copied().find(|shard| shard.leader_group() == group) else {
-            return;
-        };
+    fn leader_left(&mut self, myself: &ActorRef<GatewayMsg>, shard: ShardId, gone: &[ActorCell]) {
+        let is_gone = |leader: &Leader| gone.iter().any(|actor| actor.get_id() == leader.host.get_id());
+        if self.leaders.get(&shard).is_some_and(is_gone) {
+            self.leaders.remove(&shard);
+            self.lost(myself, shard);
+        }
+    }
+
+    /// The host that was taken for a shard's leader says that it is not.
+    fn not_leader(
+        &mut self,
+        myself: &ActorRef<GatewayMsg>,
+        shard: ShardId,
+        asked: &str,
+        leader: Option<&str>,
+    ) {
+        let refused = context::host_at(shard, asked);
+        let taken = self.leaders.get(&shard).map(|leader| leader.host.get_id());
+        if taken != refused.map(|host| host.get_id()) {
+            return; // Another has been found meanwhile.
+        }
         self.leaders.remove(&shard);
-        let rooms: Vec<RoomName> =
-            self.halls.iter().filter(|(_, hall)| hall.shard == shard).map(|(room, _)| room.clone()).collect();
-        for room in rooms {
+        let hinted = leader.filter(|name| *name != asked).and_then(|name| context::host_at(shard, name));
+        let hinted = hinted.and_then(|host| self.context.neighbours.leader(shard, host.get_cell()));
+        if let Some(leader) = hinted {
+            self.leader_joined(myself, shard, leader);
+        }
+    }
+
+    fn lost(&mut self, myself: &ActorRef<GatewayMsg>, shard: ShardId) {
+        for room in self.rooms_of(shard) {
             self.drive(myself, &room, Audience::lost);
         }
     }
 
-    fn leader(&mut self, shard: ShardId) -> Option<ActorRef<HostMsg>> {
+    fn rooms_of(&self, shard: ShardId) -> Vec<RoomName> {
+        self.halls.iter().filter(|(_, hall)| hall.shard == shard).map(|(room, _)| room.clone()).collect()
+    }
+
+    /// A node was elected to lead a shard: nobody of an earlier term is believed any more, and it is told what was
+    /// relayed here and may be known to nobody else.
+    fn hand_over(&mut self, myself: &ActorRef<GatewayMsg>, shard: ShardId, term: u64, node: &str) {
+        let mut parts = vec![Vec::new()];
+        let mut bytes = 0;
+        for room in self.rooms_of(shard) {
+            let (mut members, mut messages) = (Vec::new(), Vec::new());
+            self.drive(myself, &room, |audience, effects| {
+                (members, messages) = audience.hand_over(term, effects);
+            });
+            let members = members.chunks(HAND_OVER_CHUNK).map(|chunk| (chunk.to_vec(), Vec::new()));
+            let messages = messages.chunks(HAND_OVER_CHUNK).map(|chunk| (Vec::new(), chunk.to_vec()));
+            for (members, messages) in members.chain(messages) {
+                let share = Share { room: room.clone(), members, messages };
+                bytes += share.size();
+                if bytes > HAND_OVER_PART_BYTES {
+                    parts.push(Vec::new());
+                    bytes = share.size();
+                }
+                if let Some(part) = parts.last_mut() {
+                    part.push(share);
+                }
+            }
+        }
+        // Without its host here, the new leader waits for us no longer than it has to.
+        let Some(host) = context::host_at(shard, node) else { return };
+        let last = parts.len() - 1;
+        for (index, rooms) in parts.into_iter().enumerate() {
+            let gateway = self.id.clone();
+            let part = ToHost::HandedOver { gateway, term, rooms, complete: index == last };
+            let _ = host.cast(HostMsg::Gateway(part));
+        }
+    }
+
+    fn leader(&mut self, shard: ShardId) -> Option<Leader> {
         if let Some(known) = self.leaders.get(&shard) {
             return Some(known.clone());
         }
-        let found = context::leader_of(shard)?;
+        let found = self.context.neighbours.leader_of(shard)?;
         self.leaders.insert(shard, found.clone());
         Some(found)
+    }
+
+    /// Tells the leader of a shard something for one of its rooms, if it may be sent that much now. If not, it is told
+    /// all that matters with the next attach.
+    fn tell_host(&mut self, myself: &ActorRef<GatewayMsg>, shard: ShardId, room: &RoomName, message: ToRoom) {
+        let Some(Leader { host, node }) = self.leader(shard) else { return };
+        let message = ToHost::Room { room: room.clone(), message };
+        if node.is_none_or(|node| self.context.neighbours.charge(&node, message.size())) {
+            // A host that failed is replaced; the audience then attaches again.
+            let _ = host.cast(HostMsg::Gateway(message));
+        } else if let Some(hall) = self.halls.get_mut(room)
+            && !std::mem::replace(&mut hall.retry_armed, true)
+        {
+            let room = room.clone();
+            drop(myself.send_after(OVERLOAD_RETRY, || GatewayMsg::Retry(room)));
+        }
     }
 
     /// Lets the room's audience take one step, and performs what it wants done.
@@ -376,10 +523,7 @@ impl State {
         for effect in effects {
             match effect {
                 Effect::Room(message) => {
-                    if let Some(host) = self.leader(shard) {
-                        // A host that failed is replaced; the audience then attaches again.
-                        let _ = host.cast(HostMsg::Room { room: room.clone(), message });
-                    }
+                    self.tell_host(myself, shard, room, message);
                 }
                 Effect::Everyone(wire, messages) => self.relay(room, &wire, messages, &mut slow),
                 Effect::One(session, wire, settled) => {
@@ -392,6 +536,10 @@ impl State {
                     {
                         hall.live.push((session, seat.outbox.clone()));
                     }
+                }
+                Effect::Expire(after_ms) => {
+                    let room = room.clone();
+                    drop(myself.send_after(Duration::from_millis(after_ms), || GatewayMsg::Expire(room)));
                 }
                 Effect::Timer(attempt, after_ms) => {
                     let room = room.clone();

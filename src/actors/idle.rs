@@ -49,6 +49,14 @@ impl<K: Clone + Eq + Hash, M: Message, X> Children<K, M, X> {
         idle
     }
 
+    /// Stops and forgets all children.
+    pub(super) fn stop_all(&mut self) {
+        self.names.clear();
+        for (_, child) in self.by_name.drain() {
+            child.actor.stop(None);
+        }
+    }
+
     /// Forgets a child that has ended.
     pub(super) fn remove(&mut self, actor: ActorId) -> Option<(K, Child<M, X>)> {
         let name = self.names.remove(&actor)?;

@@ -5,6 +5,7 @@ use super::gateway::GatewayMsg;
 use super::shard_host::HostMsg;
 use crate::chat::limiter::Limiter;
 use crate::protocol::names::{GatewayId, LimiterKey, SessionNumber};
+use crate::protocol::wire::FromHost;
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 use std::sync::Arc;
 use std::time::Duration;
@@ -63,7 +64,7 @@ impl Actor for LimiterActor {
                 if cooldown_ms > 0
                     && let Some(gateway) = context::gateway(&gateway)
                 {
-                    let _ = gateway.cast(GatewayMsg::Cooldown { session, cooldown_ms });
+                    let _ = gateway.cast(GatewayMsg::Host(FromHost::Cooldown { session, cooldown_ms }));
                 }
             }
             LimiterMsg::Forget => state.timer_armed = false,

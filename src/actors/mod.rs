@@ -12,7 +12,10 @@
 pub mod context;
 pub mod gateway;
 mod idle;
+mod inheritance;
 mod limiter;
+pub mod neighbours;
+mod remote;
 mod room;
 pub mod root;
 pub mod shard_host;

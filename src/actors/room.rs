@@ -3,22 +3,29 @@
 use super::context::{self, Context};
 use super::gateway::GatewayMsg;
 use super::shard_host::HostMsg;
-use crate::chat::room::{Effect, HistoryRead, Page, Room, Ticket};
+use crate::chat::room::{Effect, HistoryRead, Inherited, Page, Room, Ticket};
+use crate::consensus::group::{Group, Lead, ProposeError};
 use crate::protocol::internal::{Epoch, Refusal, ToGateway, ToRoom};
 use crate::protocol::message::Message;
 use crate::protocol::names::{GatewayId, MessageId, RoomName};
+use crate::protocol::wire::FromHost;
 use crate::protocol::{BACKLOG_MAX, Timestamp};
 use crate::storage::store::{Found, Range, ReadError};
-use crate::storage::writer::WriteFailed;
 use ractor::{Actor, ActorProcessingErr, ActorRef};
-use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
 /// A room without sessions keeps its actor for this long.
 const IDLE_STOP: Duration = Duration::from_secs(60);
+
+/// How soon a gateway is told that it has missed something.
+const OWED_RETRY: Duration = Duration::from_millis(250);
+
+/// How soon a room without a lease looks again.
+const LEASE_RETRY: Duration = Duration::from_millis(10);
 
 pub(super) struct RoomActor;
 
@@ -30,7 +37,11 @@ pub(super) enum RoomMsg {
     /// An older part, for an attach.
     Read(Ticket, Result<Found, ReadError>),
     /// An append is done.
-    Appended(Timestamp, Result<(), WriteFailed>),
+    Appended(Timestamp, Result<(), ProposeError>),
+    /// Perhaps those that missed something can be told.
+    PayOwed,
+    /// Perhaps the lease holds again.
+    Unmute,
     /// Everything that was in the mailbox when the round began has been handled.
     EndOfRound,
     /// Perhaps nobody has been here for a while.
@@ -43,18 +54,27 @@ pub(super) struct Arguments {
     pub(super) room: RoomName,
     pub(super) host: ActorRef<HostMsg>,
     pub(super) context: Arc<Context>,
+    /// The turn at leading in which the room is open.
+    pub(super) lead: Lead,
     pub(super) epoch: Epoch,
+    /// What it takes over from an earlier instance.
+    pub(super) inherited: Inherited,
 }
 
 pub(super) struct State {
     arguments: Arguments,
     room: Phase,
     gateways: HashMap<GatewayId, ActorRef<GatewayMsg>>,
+    /// Those that have missed something and do not know it.
+    owed: HashSet<GatewayId>,
     effects: Vec<Effect>,
     /// Gateways' messages handled so far.
     handled: u64,
     /// Whether the mailbox holds the end of this round.
     round_end_sent: bool,
+    /// What came while the lease did not hold: the room must not speak then, nor decide on what it could not say. Its
+    /// senders' credits bound it, and the host closes the room when that goes on.
+    muted: VecDeque<RoomMsg>,
     idle_since: Option<Instant>,
     idle_timer_armed: bool,
 }
@@ -80,9 +100,11 @@ impl Actor for RoomActor {
             arguments,
             room: Phase::Opening(Vec::new()),
             gateways: HashMap::new(),
+            owed: HashSet::new(),
             effects: Vec::new(),
             handled: 0,
             round_end_sent: false,
+            muted: VecDeque::new(),
             idle_since: None,
             idle_timer_armed: false,
         })
@@ -93,8 +115,8 @@ impl Actor for RoomActor {
         myself: ActorRef<RoomMsg>,
         state: &mut State,
     ) -> Result<(), ActorProcessingErr> {
-        let Arguments { room, context, .. } = &state.arguments;
-        tokio::spawn(open(myself, room.clone(), Arc::clone(context)));
+        let Arguments { room, context, lead, .. } = &state.arguments;
+        tokio::spawn(open(myself, room.clone(), *lead, Arc::clone(context)));
         Ok(())
     }
 
@@ -104,43 +126,89 @@ impl Actor for RoomActor {
         message: RoomMsg,
         state: &mut State,
     ) -> Result<(), ActorProcessingErr> {
-        match message {
-            RoomMsg::Gateway(command) => {
-                state.handled += 1;
-                state.command(command)?;
-            }
-            RoomMsg::Opened(found) => state.opened(&found?)?,
-            RoomMsg::Read(ticket, found) => state.history_read(ticket, &found?)?,
-            RoomMsg::Appended(upto, outcome) => state.appended(upto, outcome),
-            RoomMsg::EndOfRound => state.end_round(),
-            RoomMsg::Idle => state.idle_timer_armed = false,
+        if matches!(message, RoomMsg::Unmute) {
+            state.unmute(&myself)?;
+        } else if state.is_mute() {
+            state.mute(&myself, message);
+        } else {
+            state.take(&myself, message)?;
         }
-        state.perform(&myself);
-        state.watch_idleness(&myself);
         Ok(())
     }
 }
 
 /// Waits until everything an earlier instance appended can be read, and reads the newest of it.
-async fn open(myself: ActorRef<RoomMsg>, room: RoomName, context: Arc<Context>) {
+async fn open(myself: ActorRef<RoomMsg>, room: RoomName, lead: Lead, context: Arc<Context>) {
     let (done, written) = oneshot::channel();
     let done = Box::new(move |outcome| {
         let _ = done.send(outcome);
     });
-    context.writer.append(room.clone(), Vec::new(), done);
-    // A store that fails to write can still be read, and refuses what is said later on.
-    let _ = written.await;
+    if let Some(group) = context.consensus.shard(room.shard(context.shards)) {
+        group.propose(lead, room.clone(), Vec::new(), done);
+        // A store that fails to write can still be read, and refuses what is said later on.
+        let _ = written.await;
+    }
     if let Some(found) = context.read(move |store| store.read_newest(&room)).await {
         let _ = myself.cast(RoomMsg::Opened(found));
     }
 }
 
 impl State {
+    fn group(&self) -> Option<&Group> {
+        let Arguments { context, room, .. } = &self.arguments;
+        context.consensus.shard(room.shard(context.shards))
+    }
+
+    /// Whether the room must be silent, because another may have been opened under its name on another node.
+    fn is_mute(&self) -> bool {
+        !self.muted.is_empty() || !self.group().is_some_and(|group| group.holds_lease(self.arguments.lead))
+    }
+
+    fn mute(&mut self, myself: &ActorRef<RoomMsg>, message: RoomMsg) {
+        if self.muted.is_empty() {
+            drop(myself.send_after(LEASE_RETRY, || RoomMsg::Unmute));
+        }
+        self.muted.push_back(message);
+    }
+
+    fn unmute(&mut self, myself: &ActorRef<RoomMsg>) -> Result<(), ActorProcessingErr> {
+        while let Some(message) = self.muted.pop_front() {
+            if !self.group().is_some_and(|group| group.holds_lease(self.arguments.lead)) {
+                self.muted.push_front(message);
+                drop(myself.send_after(LEASE_RETRY, || RoomMsg::Unmute));
+                return Ok(());
+            }
+            self.take(myself, message)?;
+        }
+        Ok(())
+    }
+
+    fn take(&mut self, myself: &ActorRef<RoomMsg>, message: RoomMsg) -> Result<(), ActorProcessingErr> {
+        match message {
+            RoomMsg::Gateway(command) => {
+                self.handled += 1;
+                self.command(command)?;
+            }
+            RoomMsg::Opened(found) => self.opened(&found?)?,
+            RoomMsg::Read(ticket, found) => self.history_read(ticket, &found?)?,
+            RoomMsg::Appended(upto, outcome) => self.appended(upto, outcome),
+            RoomMsg::EndOfRound => self.end_round(),
+            RoomMsg::Idle => self.idle_timer_armed = false,
+            RoomMsg::PayOwed => self.pay_owed(myself),
+            RoomMsg::Unmute => {}
+        }
+        self.perform(myself);
+        self.watch_idleness(myself);
+        Ok(())
+    }
+
     fn command(&mut self, command: ToRoom) -> Result<(), ActorProcessingErr> {
         if let ToRoom::Detach(gateway) = &command {
             // Another actor may answer to this name when it comes back.
             self.gateways.remove(gateway);
+            self.owed.remove(gateway);
         }
+        let full = self.group().is_none_or(Group::is_full);
         let room = match &mut self.room {
             Phase::Opening(waiting) => {
                 waiting.push(command);
@@ -150,7 +218,7 @@ impl State {
         };
         let Arguments { context, room: name, .. } = &self.arguments;
         let command = match command {
-            ToRoom::Say { say, .. } if context.writer.is_full() => {
+            ToRoom::Say { say, .. } if full => {
                 let gateway = say.from.session.gateway;
                 let number = say.from.session.number;
                 let refused = ToGateway::Refused { number, id: say.id, refusal: Refusal::Overloaded };
@@ -169,7 +237,12 @@ impl State {
 
     fn opened(&mut self, found: &Found) -> Result<(), ActorProcessingErr> {
         let page = page(found);
-        let room = Room::open(self.arguments.epoch, page.messages, page.more);
+        let mut room = Room::open(self.arguments.epoch, page.messages, page.more);
+        let inherited = std::mem::take(&mut self.arguments.inherited);
+        let mut lookup = Lookup::new(&self.arguments.context, &self.arguments.room);
+        room.adopt(inherited, &mut |id| lookup.find(id));
+        lookup.finish()?;
+        room.flush(&mut self.effects);
         if let Phase::Opening(waiting) = std::mem::replace(&mut self.room, Phase::Open(Box::new(room))) {
             for command in waiting {
                 self.command(command)?;
@@ -189,11 +262,13 @@ impl State {
         Ok(())
     }
 
-    fn appended(&mut self, upto: Timestamp, outcome: Result<(), WriteFailed>) {
+    fn appended(&mut self, upto: Timestamp, outcome: Result<(), ProposeError>) {
         if let Phase::Open(room) = &mut self.room {
             match outcome {
                 Ok(()) => room.durable(upto, &mut self.effects),
-                Err(WriteFailed) => room.storage_failed(&mut self.effects),
+                Err(ProposeError::Failed) => room.storage_failed(&mut self.effects),
+                // Whether it was kept is for the next leader to say. This room is about to be closed.
+                Err(ProposeError::NotLeader) => {}
             }
         }
     }
@@ -211,7 +286,7 @@ impl State {
         for effect in std::mem::take(&mut self.effects) {
             match effect {
                 Effect::Append(messages) => self.append(myself, messages),
-                Effect::Tell(gateway, message) => self.tell(gateway, message),
+                Effect::Tell(gateway, message) => self.tell(myself, gateway, message),
                 Effect::Read(ticket, read) => self.read(myself, ticket, read),
             }
         }
@@ -227,18 +302,54 @@ impl State {
 
     fn append(&self, myself: &ActorRef<RoomMsg>, messages: Vec<Message>) {
         let Some(upto) = messages.last().map(|newest| newest.timestamp) else { return };
-        let Arguments { context, room, .. } = &self.arguments;
+        let Arguments { context, room, lead, .. } = &self.arguments;
         context.metrics.messages.inc_by(messages.len() as u64);
         let myself = myself.clone();
         let done = Box::new(move |outcome| {
             // A room that failed meanwhile finds the messages in its history when it opens again.
             let _ = myself.cast(RoomMsg::Appended(upto, outcome));
         });
-        context.writer.append(room.clone(), messages, done);
+        if let Some(group) = self.group() {
+            group.propose(*lead, room.clone(), messages, done);
+        }
     }
 
-    fn tell(&mut self, id: GatewayId, message: ToGateway) {
-        let message = GatewayMsg::Room { room: self.arguments.room.clone(), message };
+    /// Tells a gateway, if it may be sent that much now. If not, it has missed something, and is told so as soon as it
+    /// can be: it then attaches again.
+    fn tell(&mut self, myself: &ActorRef<RoomMsg>, id: GatewayId, message: ToGateway) {
+        let remote = id.node() != self.arguments.context.node;
+        if remote {
+            let size = message.size();
+            let metrics = &self.arguments.context.metrics;
+            if self.owed.contains(&id) || !self.arguments.context.neighbours.charge(id.node(), size) {
+                if self.owed.is_empty() {
+                    drop(myself.send_after(OWED_RETRY, || RoomMsg::PayOwed));
+                }
+                self.owed.insert(id);
+                return;
+            }
+            metrics.forwarded_batches.inc();
+            metrics.forwarded_bytes.inc_by(size as u64);
+        }
+        self.send(id, message);
+    }
+
+    /// Tells gateways that have missed something that they have.
+    fn pay_owed(&mut self, myself: &ActorRef<RoomMsg>) {
+        for id in std::mem::take(&mut self.owed) {
+            if self.arguments.context.neighbours.charge(id.node(), 0) {
+                self.send(id, ToGateway::Lost);
+            } else if self.gateways.contains_key(&id) {
+                self.owed.insert(id);
+            }
+        }
+        if !self.owed.is_empty() {
+            drop(myself.send_after(OWED_RETRY, || RoomMsg::PayOwed));
+        }
+    }
+
+    fn send(&mut self, id: GatewayId, message: ToGateway) {
+        let message = GatewayMsg::Host(FromHost::Room { room: self.arguments.room.clone(), message });
         let gateway = match self.gateways.entry(id) {
             Entry::Occupied(known) => known.into_mut(),
             Entry::Vacant(unknown) => match context::gateway(unknown.key()) {

@@ -5,7 +5,9 @@
 //!   became of the room's instances meanwhile.
 //! - What a session said is either acknowledged, or refused, or in `unacked`, in the order it was said, and is
 //!   handed to every new instance of the room until one of the first two happens.
-//! - Nothing is believed of an instance this audience is not synced with.
+//! - Nothing is believed of an instance this audience is not synced with, nor of any under a leader before the latest
+//!   that asked for a hand-over: what it handed over is all that its sessions have seen.
+//! - What was shown and is not known to be durable is in `relayed`, unless there was too much of it.
 
 use crate::protocol::Timestamp;
 use crate::protocol::frames::{ServerFrame, concat};
@@ -25,7 +27,16 @@ pub const DELIVERIES_MAX: u32 = 5;
 const ATTACH_RETRY_MS: u64 = 1_000;
 
 /// The longest wait between two attaches, in ms.
-const ATTACH_RETRY_MS_MAX: u64 = 16_000;
+const ATTACH_RETRY_MS_MAX: u64 = 4_000;
+
+/// How long a message is held for a room that cannot be reached before its sender is told so, in ms.
+pub const HOLD_MS: u64 = 5_000;
+
+/// Messages held for a room that cannot be reached; whoever says more is told at once.
+pub const HELD_MAX: usize = 1024;
+
+/// Messages kept that were shown and are not known to be durable. A room refuses more before that many are.
+const RELAYED_MAX: usize = 2 * crate::chat::room::PENDING_MAX;
 
 /// After this many instances in a row failed us, wait before troubling the next.
 const LOSSES_AT_ONCE: u32 = 2;
@@ -43,6 +54,8 @@ pub enum Effect {
     GoLive(SessionNumber),
     /// Call [`Audience::timer`] with this attempt after so many ms.
     Timer(u64, u64),
+    /// Call [`Audience::expire`] after so many ms.
+    Expire(u64),
 }
 
 #[derive(Debug)]
@@ -88,6 +101,8 @@ struct Unacked {
     say: Say,
     /// How often it was handed to a room.
     deliveries: u32,
+    /// When it was said, in ms of the node's uptime.
+    said_at: u64,
 }
 
 /// The sessions of one room on one gateway.
@@ -100,8 +115,16 @@ pub struct Audience {
     retry_ms: u64,
     /// Instances lost since a batch was last heard.
     losses: u32,
+    /// Leaders of earlier terms are not believed.
+    fence: u64,
     /// The newest message the live sessions have seen.
     last: Timestamp,
+    /// Everything up to here is durable, or was dropped from `relayed`.
+    floor: Timestamp,
+    /// What the live sessions were shown above the floor, in order.
+    relayed: VecDeque<Posted>,
+    /// Whether [`Audience::expire`] will be called.
+    expiry_armed: bool,
     roster: BTreeMap<u64, Member>,
     places: HashMap<SessionKey, u64>,
     seats: BTreeMap<SessionNumber, Seat>,
@@ -118,7 +141,11 @@ impl Audience {
             attempt: 0,
             retry_ms: ATTACH_RETRY_MS,
             losses: 0,
+            fence: 0,
             last: 0,
+            floor: 0,
+            relayed: VecDeque::new(),
+            expiry_armed: false,
             roster: BTreeMap::new(),
             places: HashMap::new(),
             seats: BTreeMap::new(),
@@ -171,12 +198,28 @@ impl Audience {
         self.detach_if_empty(effects);
     }
 
-    /// A session says something.
-    pub fn say(&mut self, number: SessionNumber, id: MessageId, text: Arc<str>, effects: &mut Vec<Effect>) {
+    /// A session says something, `now_ms` after the node has started.
+    pub fn say(
+        &mut self,
+        number: SessionNumber,
+        id: MessageId,
+        text: Arc<str>,
+        now_ms: u64,
+        effects: &mut Vec<Effect>,
+    ) {
+        if !self.seats.contains_key(&number) {
+            return;
+        }
+        if !self.is_synced() {
+            if self.unacked.len() >= HELD_MAX {
+                return self.settle_with_refusal(number, &id, Refusal::Unavailable, effects);
+            }
+            self.arm_expiry(HOLD_MS, effects);
+        }
         let Some(seat) = self.seats.get(&number) else { return };
         let from = Member { session: self.session(number), name: Arc::clone(&seat.name) };
         let say = Say { from, id, text, again: false };
-        let mut unacked = Unacked { say, deliveries: 0 };
+        let mut unacked = Unacked { say, deliveries: 0, said_at: now_ms };
         if let (Phase::Synced { epoch, .. }, false) = (self.phase, seat.is_waiting()) {
             effects.push(Effect::Room(ToRoom::Say { epoch, say: unacked.deliver() }));
         }
@@ -187,12 +230,88 @@ impl Audience {
     pub fn room(&mut self, message: ToGateway, effects: &mut Vec<Effect>) {
         match message {
             ToGateway::Attached(attached) => self.attached(attached, effects),
-            ToGateway::Batch { epoch, number, events } => self.batch(epoch, number, &events, effects),
-            ToGateway::Acks(acks) => acks.iter().for_each(|ack| self.ack(ack, effects)),
+            ToGateway::Batch { epoch, number, durable, events } => {
+                self.batch(epoch, number, durable, &events, effects);
+            }
+            // True whoever says it: what is durable once is durable for ever.
+            ToGateway::Acks { acks, durable } => {
+                acks.iter().for_each(|ack| self.ack(ack, effects));
+                self.forget_durable(durable);
+            }
             ToGateway::Refused { number, id, refusal } => self.refused(number, &id, refusal, effects),
             ToGateway::Lost => self.lost(effects),
         }
         self.detach_if_empty(effects);
+    }
+
+    /// A node was elected under `term` and asks for what was shown here and is not known to be durable. From now on
+    /// nobody before it is believed: what is returned is all there will be. The room is found again with the leader.
+    ///
+    /// Returns who is in, and what was shown.
+    pub fn hand_over(&mut self, term: u64, effects: &mut Vec<Effect>) -> (Vec<Member>, Vec<Posted>) {
+        self.fence = self.fence.max(term);
+        if self.phase != Phase::Apart {
+            self.phase = Phase::Syncing;
+            self.attempt += 1;
+            self.losses = 0;
+            self.retry_ms = ATTACH_RETRY_MS;
+            self.arm_timer(effects);
+            if !self.unacked.is_empty() {
+                self.arm_expiry(HOLD_MS, effects);
+            }
+        }
+        (self.live_members(), self.relayed.iter().cloned().collect())
+    }
+
+    fn live_members(&self) -> Vec<Member> {
+        let live = self.seats.iter().filter(|(_, seat)| !seat.is_waiting());
+        live.map(|(number, seat)| Member { session: self.session(*number), name: Arc::clone(&seat.name) })
+            .collect()
+    }
+
+    /// Refuses what was held too long for a room that cannot be reached, `now_ms` after the node has started.
+    pub fn expire(&mut self, now_ms: u64, effects: &mut Vec<Effect>) {
+        self.expiry_armed = false;
+        if self.is_synced() {
+            return;
+        }
+        let (expired, held) = std::mem::take(&mut self.unacked)
+            .into_iter()
+            .partition(|unacked: &Unacked| unacked.said_at + HOLD_MS <= now_ms);
+        self.unacked = held;
+        for Unacked { say, .. } in expired {
+            self.settle_with_refusal(say.from.session.number, &say.id, Refusal::Unavailable, effects);
+        }
+        if let Some(oldest) = self.unacked.front() {
+            let remaining = (oldest.said_at + HOLD_MS).saturating_sub(now_ms);
+            self.arm_expiry(remaining, effects);
+        }
+        self.detach_if_empty(effects);
+    }
+
+    fn arm_expiry(&mut self, after_ms: u64, effects: &mut Vec<Effect>) {
+        if !std::mem::replace(&mut self.expiry_armed, true) {
+            effects.push(Effect::Expire(after_ms));
+        }
+    }
+
+    /// Keeps in mind what the live sessions are shown.
+    fn note_relayed(&mut self, posted: &Posted) {
+        self.last = self.last.max(posted.timestamp);
+        let place = self.relayed.partition_point(|shown| shown.timestamp <= posted.timestamp);
+        self.relayed.insert(place, posted.clone());
+        if self.relayed.len() > RELAYED_MAX
+            && let Some(dropped) = self.relayed.pop_front()
+        {
+            self.floor = self.floor.max(dropped.timestamp);
+        }
+    }
+
+    fn forget_durable(&mut self, durable: Timestamp) {
+        self.floor = self.floor.max(durable.min(self.last));
+        while self.relayed.front().is_some_and(|oldest| oldest.timestamp <= self.floor) {
+            self.relayed.pop_front();
+        }
     }
 
     /// The room's instance is gone: find the next.
@@ -223,14 +342,14 @@ impl Audience {
         self.phase = Phase::Syncing;
         self.attempt += 1;
         self.give_up_the_undeliverable(effects);
-        let live: Vec<Member> = self
-            .seats
-            .iter()
-            .filter(|(_, seat)| !seat.is_waiting())
-            .map(|(number, seat)| Member { session: self.session(*number), name: Arc::clone(&seat.name) })
-            .collect();
+        let live = self.live_members();
         // Without live sessions nobody misses anything, and whoever waits brings a backlog of their own.
-        let backlog = if live.is_empty() { Backlog::From(Timestamp::MAX) } else { Backlog::From(self.last) };
+        // With them, everything is asked for that is not known to be durable, shown or not: some of what was shown may
+        // have vanished with its room, and must not hide what was stamped below it since.
+        let backlog = if live.is_empty() { Backlog::From(Timestamp::MAX) } else { Backlog::From(self.floor) };
+        if !self.unacked.is_empty() {
+            self.arm_expiry(HOLD_MS, effects);
+        }
         let seats = &self.seats;
         let unacked = self
             .unacked
@@ -238,7 +357,7 @@ impl Audience {
             .filter(|unacked| !unacked.is_held_for(seats))
             .map(Unacked::deliver)
             .collect();
-        let purpose = Purpose::Sync { live, unacked };
+        let purpose = Purpose::Sync { live, unacked, seen: self.last };
         let attach = Attach { gateway: self.gateway.clone(), attempt: self.attempt, purpose, backlog };
         effects.push(Effect::Room(ToRoom::Attach(attach)));
         self.arm_timer(effects);
@@ -274,21 +393,28 @@ impl Audience {
 
     fn attached(&mut self, attached: Attached, effects: &mut Vec<Effect>) {
         let Attached { epoch, attempt, scope, messages } = attached;
-        if attempt != self.attempt {
+        if attempt != self.attempt || epoch.term < self.fence {
             return;
         }
         match (scope, self.phase) {
             (Scope::Page, Phase::Syncing) => {
+                // Pages are read from the history: all of this is durable.
+                let upto = messages.last().map_or(0, |newest| newest.timestamp);
                 self.show_missed(messages, effects);
+                self.floor = self.floor.max(upto);
+                self.forget_durable(upto);
                 self.retry_ms = ATTACH_RETRY_MS;
                 self.sync(effects);
             }
-            (Scope::Synced { roster, last }, Phase::Syncing) => {
+            (Scope::Synced { roster, last, durable }, Phase::Syncing) => {
                 self.phase = Phase::Synced { epoch, heard: 0 };
                 self.retry_ms = ATTACH_RETRY_MS;
                 self.adopt_roster(roster, effects);
+                // What the room does not know of has vanished.
+                self.relayed.retain(|shown| messages.iter().any(|kept| is_same(kept, shown)));
                 self.show_missed(messages, effects);
                 self.last = self.last.max(last);
+                self.forget_durable(durable);
                 self.mark_arrivals();
                 self.say_what_was_held(epoch, effects);
                 let seats: Vec<SessionNumber> = self.seats.keys().copied().collect();
@@ -317,6 +443,11 @@ impl Audience {
             return;
         }
         seat.state = SeatState::Arriving;
+        for posted in &messages {
+            if posted.timestamp > self.floor && !self.relayed.iter().any(|shown| is_same(shown, posted)) {
+                self.note_relayed(posted);
+            }
+        }
         let backlog_len: usize = messages.iter().map(|posted| posted.wire.len()).sum();
         let mut wire = BytesMut::with_capacity(backlog_len + self.roster.len() * 32);
         for member in self.roster.values() {
@@ -332,7 +463,14 @@ impl Audience {
         effects.push(Effect::GoLive(number));
     }
 
-    fn batch(&mut self, epoch: Epoch, number: u64, events: &[Event], effects: &mut Vec<Effect>) {
+    fn batch(
+        &mut self,
+        epoch: Epoch,
+        number: u64,
+        durable: Timestamp,
+        events: &[Event],
+        effects: &mut Vec<Effect>,
+    ) {
         let Phase::Synced { epoch: ours, heard } = self.phase else { return };
         if epoch < ours {
             return; // An instance that was replaced.
@@ -348,7 +486,7 @@ impl Audience {
             match event {
                 Event::Message(posted) => {
                     debug_assert!(posted.timestamp > self.last, "a room's timestamps strictly increase");
-                    self.last = posted.timestamp;
+                    self.note_relayed(posted);
                     frames.push(posted.wire.clone());
                     messages += 1;
                 }
@@ -372,6 +510,7 @@ impl Audience {
             }
         }
         show_everyone(&mut frames, &mut messages, effects);
+        self.forget_durable(durable);
     }
 
     /// Puts somebody on the roster; false when they were there already.
@@ -434,8 +573,9 @@ impl Audience {
     fn show_missed(&mut self, messages: Vec<Posted>, effects: &mut Vec<Effect>) {
         let mut frames: Vec<Bytes> = Vec::with_capacity(messages.len());
         for posted in messages {
-            if posted.timestamp > self.last {
-                self.last = posted.timestamp;
+            let shown = self.relayed.iter().any(|shown| is_same(shown, &posted));
+            if posted.timestamp > self.floor && !shown {
+                self.note_relayed(&posted);
                 frames.push(posted.wire);
             }
         }
@@ -532,6 +672,11 @@ impl Unacked {
         self.deliveries += 1;
         say
     }
+}
+
+/// Whether both are the same message at the same place.
+fn is_same(a: &Posted, b: &Posted) -> bool {
+    a.timestamp == b.timestamp && a.id == b.id
 }
 
 fn show_everyone(frames: &mut Vec<Bytes>, messages: &mut usize, effects: &mut Vec<Effect>) {

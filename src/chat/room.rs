@@ -3,6 +3,7 @@
 //! Invariants:
 //! - Timestamps strictly increase within a room for ever: a stamp is above every earlier one, also of earlier
 //!   instances, whose messages the room is opened with.
+//! - A message that somebody may have heard of an earlier instance keeps its stamp, or nobody handed it over.
 //! - A message id is stamped once. Its repetitions are acknowledged with the first one's timestamp.
 //! - An ack goes out only once the message is durable, in the order of the timestamps.
 //! - Every gateway that is synced hears every event since, in one order; batches are numbered without holes.
@@ -42,6 +43,15 @@ pub struct HistoryRead {
     pub upto: Timestamp,
     /// Which end matters when there are too many: the newest or the oldest.
     pub newest: bool,
+}
+
+/// What an instance of a room takes over from one under another leader.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Inherited {
+    /// Who is there. Their gateways will attach, or be detached.
+    pub members: Vec<Member>,
+    /// What somebody heard and the history may lack, oldest first.
+    pub messages: Vec<Message>,
 }
 
 /// What the room wants done. To be performed in order.
@@ -117,6 +127,21 @@ impl Room {
         }
     }
 
+    /// Takes over from an earlier instance: whoever was there still is, so that nobody sees them go and come, and what
+    /// somebody heard is kept under the same ids and timestamps, so that it is what they heard. To be called before
+    /// anything else, and flushed.
+    pub fn adopt(&mut self, inherited: Inherited, known: &mut dyn FnMut(&MessageId) -> Option<Timestamp>) {
+        inherited.members.into_iter().for_each(|member| self.enter(member));
+        for message in inherited.messages {
+            if self.pending_ids.contains_key(&message.id) || known(&message.id).is_some() {
+                continue;
+            }
+            // What was relayed last is above what was kept before. Were it not, it would still be kept.
+            let timestamp = message.timestamp.max(self.last + 1);
+            self.keep(Message { timestamp, ..message }, Vec::new());
+        }
+    }
+
     /// Whether nobody is attached and nothing is under way: the room may be closed.
     #[must_use]
     pub fn is_idle(&self) -> bool {
@@ -163,7 +188,12 @@ impl Room {
         let events: Arc<[Event]> = std::mem::take(&mut self.round).into();
         for (gateway, sent) in &mut self.synced {
             *sent += 1;
-            let batch = ToGateway::Batch { epoch: self.epoch, number: *sent, events: Arc::clone(&events) };
+            let batch = ToGateway::Batch {
+                epoch: self.epoch,
+                number: *sent,
+                durable: self.durable,
+                events: Arc::clone(&events),
+            };
             effects.push(Effect::Tell(gateway.clone(), batch));
         }
     }
@@ -180,7 +210,10 @@ impl Room {
                 acks.entry(session.gateway).or_default().push(ack);
             }
         }
-        effects.extend(acks.into_iter().map(|(gateway, acks)| Effect::Tell(gateway, ToGateway::Acks(acks))));
+        let durable = self.durable;
+        effects.extend(
+            acks.into_iter().map(|(gateway, acks)| Effect::Tell(gateway, ToGateway::Acks { acks, durable })),
+        );
         self.trim();
     }
 
@@ -269,11 +302,12 @@ impl Room {
             }
         };
         match purpose {
-            Purpose::Sync { live, unacked } => {
+            Purpose::Sync { live, unacked, seen } => {
+                self.last = self.last.max(seen);
                 self.replace_sessions(&gateway, live);
                 self.synced.insert(gateway.clone(), 0);
                 let roster = self.roster.iter().map(|(place, member)| (*place, member.clone())).collect();
-                let scope = Scope::Synced { roster, last: self.last };
+                let scope = Scope::Synced { roster, last: self.last, durable: self.durable };
                 let answer = Attached { epoch: self.epoch, attempt, scope, messages };
                 effects.push(Effect::Tell(gateway, ToGateway::Attached(answer)));
                 for say in unacked {
@@ -323,7 +357,10 @@ impl Room {
         let seen = if again || id.client().is_some() { known(&id) } else { None };
         if let Some(timestamp) = seen {
             let ack = Ack { number: session.number, id, timestamp };
-            effects.push(Effect::Tell(session.gateway, ToGateway::Acks(vec![ack])));
+            effects.push(Effect::Tell(
+                session.gateway,
+                ToGateway::Acks { acks: vec![ack], durable: self.durable },
+            ));
             return;
         }
         if self.failed {
@@ -333,14 +370,20 @@ impl Room {
             return refuse(session.gateway, session.number, id, Refusal::Overloaded, effects);
         }
         let timestamp = now.max(self.last + 1);
-        self.last = timestamp;
-        let message = Message { timestamp, name, text, id: id.clone() };
-        let posted = message.post();
-        self.recent.push_back(posted.clone());
+        let posted = self.keep(Message { timestamp, name, text, id }, vec![session]);
         self.round.push(Event::Message(posted));
+    }
+
+    /// Takes a stamped message into the room's order, for `waiting` to be told once it is durable.
+    fn keep(&mut self, message: Message, waiting: Vec<SessionKey>) -> Posted {
+        let (timestamp, id) = (message.timestamp, message.id.clone());
+        let posted = message.post();
+        self.last = timestamp;
+        self.recent.push_back(posted.clone());
         self.round_appends.push(message);
         self.pending_ids.insert(id.clone(), timestamp);
-        self.pending.push_back(Pending { timestamp, id, waiting: vec![session] });
+        self.pending.push_back(Pending { timestamp, id, waiting });
+        posted
     }
 
     /// Puts a session on the roster unless it is there already.

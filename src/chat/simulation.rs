@@ -1,9 +1,9 @@
 //! Rooms, audiences, a store and clients in one thread, driven by random steps: joining, leaving, speaking, repeating,
-//! slow reads, rooms that fail at any point. In the end every promise of the protocol is checked.
+//! slow reads, rooms that fail at any point, leaders that are replaced while they go on talking. In the end every promise of the protocol is checked.
 
-use super::audience::{Audience, Effect as AudienceEffect};
-use super::room::{Effect as RoomEffect, HistoryRead, Page, Room, Ticket};
-use crate::protocol::internal::{Posted, ToGateway, ToRoom};
+use super::audience::{Audience, Effect as AudienceEffect, HOLD_MS};
+use super::room::{Effect as RoomEffect, HistoryRead, Inherited, Page, Room, Ticket};
+use crate::protocol::internal::{Epoch, Posted, ToGateway, ToRoom};
 use crate::protocol::message::Message;
 use crate::protocol::names::{GatewayId, MessageId, SessionNumber};
 use crate::protocol::{BACKLOG_DEFAULT, BACKLOG_MAX, Timestamp};
@@ -33,7 +33,7 @@ struct Client {
 struct World {
     audiences: Vec<Audience>,
     room: Option<Room>,
-    epoch: u64,
+    epoch: Epoch,
     now: Timestamp,
     to_room: VecDeque<ToRoom>,
     to_gateway: Vec<VecDeque<ToGateway>>,
@@ -42,6 +42,9 @@ struct World {
     written: VecDeque<Timestamp>,
     reads: Vec<(Ticket, HistoryRead)>,
     timers: Vec<(usize, u64)>,
+    /// Milliseconds since the beginning; unlike `now` it never steps back.
+    uptime: u64,
+    expiries: Vec<(usize, u64)>,
     clients: BTreeMap<SessionNumber, Client>,
     next_id: u64,
     ids: Vec<(String, String)>,
@@ -49,19 +52,42 @@ struct World {
 
 #[derive(Debug, Clone)]
 enum Step {
-    Join { gateway: usize, since: Option<u8> },
-    Name { client: u8 },
-    Leave { client: u8 },
-    Say { client: u8, repeat: Option<u8>, with_id: bool },
+    Join {
+        gateway: usize,
+        since: Option<u8>,
+    },
+    Name {
+        client: u8,
+    },
+    Leave {
+        client: u8,
+    },
+    Say {
+        client: u8,
+        repeat: Option<u8>,
+        with_id: bool,
+    },
     ToRoom,
-    ToGateway { gateway: usize },
+    ToGateway {
+        gateway: usize,
+    },
     Flush,
     Write,
     Written,
-    Read { which: u8 },
+    Read {
+        which: u8,
+    },
     Fail,
-    Timer { which: u8 },
+    Timer {
+        which: u8,
+    },
     ClockBack,
+    /// Another node takes the shard over; so much of what was being agreed upon survives.
+    TakeOver {
+        kept: u8,
+    },
+    /// Time passes, and nothing else.
+    Wait,
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -80,6 +106,8 @@ fn step() -> impl Strategy<Value = Step> {
         1 => Just(Step::Fail),
         2 => any::<u8>().prop_map(|which| Step::Timer { which }),
         1 => Just(Step::ClockBack),
+        1 => any::<u8>().prop_map(|kept| Step::TakeOver { kept }),
+        1 => Just(Step::Wait),
     ]
 }
 
@@ -100,6 +128,7 @@ impl World {
 
     fn step(&mut self, step: &Step) {
         self.now += 1;
+        self.uptime += 1;
         match *step {
             Step::Join { gateway, since } => {
                 self.join(gateway, since.map(|since| self.some_timestamp(since)));
@@ -152,6 +181,8 @@ impl World {
                 }
             }
             Step::ClockBack => self.now = self.now.saturating_sub(500),
+            Step::TakeOver { kept } => self.take_over(kept),
+            Step::Wait => self.wait(),
         }
     }
 
@@ -191,7 +222,8 @@ impl World {
             MessageId::Made(u128::from(self.next_id))
         };
         self.clients.get_mut(&number).unwrap().said += 1;
-        self.audience(number, |audience, effects| audience.say(number, id, text.into(), effects));
+        let now = self.uptime;
+        self.audience(number, |audience, effects| audience.say(number, id, text.into(), now, effects));
     }
 
     /// What the shard host does: only an attach opens a room.
@@ -204,7 +236,7 @@ impl World {
             self.written.clear();
             self.reads.clear();
             let page = newest(&self.history, BACKLOG_DEFAULT);
-            self.epoch += 1;
+            self.epoch.instance += 1;
             self.room = Some(Room::open(self.epoch, page.messages, page.more));
         }
         let now = self.now;
@@ -220,6 +252,51 @@ impl World {
             self.reads.clear();
             self.written.clear();
             self.to_gateway.iter_mut().for_each(|queue| queue.push_back(ToGateway::Lost));
+        }
+    }
+
+    /// The room's node is cut off, paused or dead: what it was sent is lost, what it has sent may still arrive, and of
+    /// what it wanted to keep a beginning is kept. Another node is elected, is handed over what the gateways know, and
+    /// opens the room.
+    fn take_over(&mut self, kept: u8) {
+        let kept = usize::from(kept) % (self.writing.len() + 1);
+        self.history.extend(self.writing.drain(..).take(kept).flatten());
+        self.written.clear();
+        self.reads.clear();
+        self.to_room.clear();
+        self.epoch = Epoch { term: self.epoch.term + 1, instance: 1 };
+        let (mut inherited, mut members) = (BTreeMap::new(), Vec::new());
+        for gateway in 0..GATEWAYS {
+            let term = self.epoch.term;
+            let mut shown = Vec::new();
+            self.drive(gateway, |audience, effects| {
+                let (live, relayed) = audience.hand_over(term, effects);
+                members.extend(live);
+                shown = relayed;
+            });
+            inherited.extend(shown.into_iter().map(|posted| (posted.timestamp, posted)));
+        }
+        let messages =
+            inherited.into_values().map(|posted| posted.to_message().expect("a message")).collect();
+        let inherited = Inherited { members, messages };
+        let page = newest(&self.history, BACKLOG_DEFAULT);
+        self.room = Some(Room::open(self.epoch, page.messages, page.more));
+        self.room_step(|room, history, effects| {
+            room.adopt(inherited, &mut |id| find(history, id));
+            room.flush(effects);
+        });
+        (0..GATEWAYS).for_each(|gateway| self.drive(gateway, Audience::lost));
+    }
+
+    fn wait(&mut self) {
+        self.uptime += HOLD_MS + 1;
+        let (due, later) =
+            std::mem::take(&mut self.expiries).into_iter().partition(|(_, at)| *at <= self.uptime);
+        self.expiries = later;
+        let due: Vec<(usize, u64)> = due;
+        for (gateway, _) in due {
+            let now = self.uptime;
+            self.drive(gateway, |audience, effects| audience.expire(now, effects));
         }
     }
 
@@ -280,6 +357,7 @@ impl World {
                 }
                 AudienceEffect::GoLive(number) => self.clients.get_mut(&number).unwrap().live = true,
                 AudienceEffect::Timer(attempt, _) => self.timers.push((gateway, attempt)),
+                AudienceEffect::Expire(after_ms) => self.expiries.push((gateway, self.uptime + after_ms)),
             }
         }
     }
@@ -485,7 +563,8 @@ fn a_message_that_kills_its_room_is_given_up() {
         if !carries_it {
             break;
         }
-        world.room = Some(Room::open(world.epoch + 1, Vec::new(), false));
+        world.room =
+            Some(Room::open(Epoch { term: 0, instance: world.epoch.instance + 1 }, Vec::new(), false));
     }
     world.settle();
     let client = &world.clients[&0];

@@ -133,6 +133,18 @@ impl ServerFrame<'_> {
     }
 }
 
+/// Reads a frame that holds a message, as [`ServerFrame::encode`] wrote it; `None` for anything else.
+#[must_use]
+pub fn decode_message(wire: &[u8]) -> Option<ChatMessage<'_>> {
+    let [FIN_TEXT, len, body @ ..] = wire else { return None };
+    let text = match (len, body) {
+        (126, [_, _, text @ ..]) => text,
+        (0..126, text) => text,
+        _ => return None,
+    };
+    serde_json::from_slice(text).ok()
+}
+
 /// First byte of an unfragmented text frame.
 const FIN_TEXT: u8 = 0x81;
 

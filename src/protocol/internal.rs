@@ -1,15 +1,25 @@
 //! What gateways and rooms say to each other. Every message is plain data, so that it can cross to another node.
 
 use super::Timestamp;
+use super::frames::decode_message;
+use super::message::Message;
 use super::names::{GatewayId, MessageId, SessionKey, SessionNumber};
 use bytes::Bytes;
+use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
 /// The instance of a room that speaks. A higher epoch is a later instance: what an earlier one says is not believed.
-pub type Epoch = u64;
+/// Leaders of a later term are later, whatever they count.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
+pub struct Epoch {
+    /// The term of the leader under whom the room was opened.
+    pub term: u64,
+    /// Counts the rooms opened by that leader's process.
+    pub instance: u64,
+}
 
 /// Somebody in a room.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Member {
     /// The session.
     pub session: SessionKey,
@@ -18,7 +28,7 @@ pub struct Member {
 }
 
 /// Which part of the history an attach asks for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Backlog {
     /// Everything after this timestamp, and the newest [`BACKLOG_DEFAULT`](super::BACKLOG_DEFAULT) before; at most
     /// [`BACKLOG_MAX`](super::BACKLOG_MAX). For a session that saw nothing yet and connected at that time.
@@ -30,7 +40,7 @@ pub enum Backlog {
 }
 
 /// Something to be said.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Say {
     /// Who says it.
     pub from: Member,
@@ -43,7 +53,7 @@ pub struct Say {
 }
 
 /// From a gateway to a room.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ToRoom {
     /// Register sessions and send what they have missed.
     Attach(Attach),
@@ -60,8 +70,29 @@ pub enum ToRoom {
     Detach(GatewayId),
 }
 
+impl ToRoom {
+    /// About how many bytes it takes up on a link.
+    #[must_use]
+    pub fn size(&self) -> usize {
+        match self {
+            Self::Attach(Attach { purpose: Purpose::Sync { live, unacked, .. }, .. }) => {
+                let live: usize = live.iter().map(Member::size).sum();
+                live + unacked.iter().map(Say::size).sum::<usize>() + ITEM_BYTES
+            }
+            Self::Say { say, .. } => say.size(),
+            Self::Attach(_) | Self::Leave(_) | Self::Detach(_) => 2 * ITEM_BYTES,
+        }
+    }
+}
+
+impl Say {
+    fn size(&self) -> usize {
+        self.from.size() + self.text.len() + 2 * ITEM_BYTES
+    }
+}
+
 /// The one operation by which a gateway comes to hear a room: first, again, or for one more session.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Attach {
     /// Who attaches.
     pub gateway: GatewayId,
@@ -74,7 +105,7 @@ pub struct Attach {
 }
 
 /// Why a gateway attaches.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Purpose {
     /// To hear the room at all, or again after it was lost. `live` is everyone of the gateway who is in the room
     /// and replaces whoever the room thought was; `unacked` is what they said and nobody acknowledged, in order.
@@ -83,6 +114,8 @@ pub enum Purpose {
         live: Vec<Member>,
         /// Said, not acknowledged, oldest first.
         unacked: Vec<Say>,
+        /// The newest message that any of them was shown: nothing may be stamped at or below it any more.
+        seen: Timestamp,
     },
     /// For one more session, on top of a sync with this instance of the room.
     Enter {
@@ -94,16 +127,28 @@ pub enum Purpose {
 }
 
 /// A message as a room relays it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Posted {
     /// Its place in the room's order.
     pub timestamp: Timestamp,
+    /// Its identity.
+    pub id: MessageId,
     /// The encoded frame, the same bytes for everyone.
     pub wire: Bytes,
 }
 
+impl Posted {
+    /// The message as the history keeps it; `None` when the frame holds none.
+    #[must_use]
+    pub fn to_message(&self) -> Option<Message> {
+        let said = decode_message(&self.wire)?;
+        let (name, text) = (said.name.into(), said.message.into());
+        Some(Message { timestamp: self.timestamp, name, text, id: self.id.clone() })
+    }
+}
+
 /// Something that everyone in a room gets to see.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Event {
     /// A session joined. `place` orders the roster and is unique within the room's epoch.
     Joined {
@@ -122,7 +167,7 @@ pub enum Event {
 }
 
 /// The answer to an [`Attach`].
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Attached {
     /// The instance that answers.
     pub epoch: Epoch,
@@ -135,7 +180,7 @@ pub struct Attached {
 }
 
 /// Which kind of attach is answered, and what only that kind needs.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Scope {
     /// There is more to come: nobody was registered yet, attach again from the last of these messages.
     Page,
@@ -145,6 +190,8 @@ pub enum Scope {
         roster: Vec<(u64, Member)>,
         /// The room's newest message.
         last: Timestamp,
+        /// Everything up to here is durable.
+        durable: Timestamp,
     },
     /// The session may go live after this.
     Entered {
@@ -156,7 +203,7 @@ pub enum Scope {
 }
 
 /// A message of a session was made durable.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ack {
     /// Whose.
     pub number: SessionNumber,
@@ -167,7 +214,7 @@ pub struct Ack {
 }
 
 /// Why a message was not taken.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Refusal {
     /// More is waiting for the disk than the room may hold.
     Overloaded,
@@ -175,6 +222,8 @@ pub enum Refusal {
     StorageFailed,
     /// The room failed every time it was given this message.
     Undeliverable,
+    /// No node leads the room's shard, and none has for a while.
+    Unavailable,
 }
 
 impl Refusal {
@@ -187,6 +236,7 @@ impl Refusal {
                 "The message could not be stored. Please send it again when you are reconnected."
             }
             Self::Undeliverable => "The message could not be delivered.",
+            Self::Unavailable => "The room cannot be reached at the moment, please try again.",
         }
     }
 
@@ -196,13 +246,60 @@ impl Refusal {
         match self {
             Self::Overloaded => Some(1000),
             Self::StorageFailed => Some(5000),
+            Self::Unavailable => Some(2000),
             Self::Undeliverable => None,
         }
     }
 }
 
+impl ToGateway {
+    /// About how many bytes it takes up on a link.
+    #[must_use]
+    pub fn size(&self) -> usize {
+        let posted = |messages: &[Posted]| messages.iter().map(Posted::size).sum::<usize>();
+        match self {
+            Self::Attached(Attached { scope, messages, .. }) => {
+                let roster = match scope {
+                    Scope::Synced { roster, .. } => {
+                        roster.iter().map(|(_, member)| member.size()).sum::<usize>()
+                    }
+                    Scope::Page | Scope::Entered { .. } => 0,
+                };
+                roster + posted(messages)
+            }
+            Self::Batch { events, .. } => events
+                .iter()
+                .map(|event| match event {
+                    Event::Joined { member, .. } => member.size(),
+                    Event::Quit { .. } => ITEM_BYTES,
+                    Event::Message(posted) => posted.size(),
+                })
+                .sum(),
+            Self::Acks { acks, .. } => acks.len() * 2 * ITEM_BYTES,
+            Self::Refused { .. } | Self::Lost => ITEM_BYTES,
+        }
+    }
+}
+
+/// What anything takes up beside its texts, at the most.
+const ITEM_BYTES: usize = 64;
+
+impl Posted {
+    fn size(&self) -> usize {
+        self.wire.len() + 2 * ITEM_BYTES
+    }
+}
+
+impl Member {
+    /// About how many bytes it takes up on a link.
+    #[must_use]
+    pub fn size(&self) -> usize {
+        self.name.len() + ITEM_BYTES
+    }
+}
+
 /// From a room to a gateway.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ToGateway {
     /// The answer to an attach.
     Attached(Attached),
@@ -212,11 +309,18 @@ pub enum ToGateway {
         epoch: Epoch,
         /// Counts the batches since the gateway was synced, from 1: a missing number is a gap.
         number: u64,
+        /// Everything up to here is durable.
+        durable: Timestamp,
         /// What happened, in order; shared by all gateways of a node.
         events: Arc<[Event]>,
     },
-    /// Messages became durable.
-    Acks(Vec<Ack>),
+    /// Messages are durable.
+    Acks {
+        /// Which.
+        acks: Vec<Ack>,
+        /// Everything up to here is durable.
+        durable: Timestamp,
+    },
     /// A message was not taken.
     Refused {
         /// Whose.
@@ -228,4 +332,32 @@ pub enum ToGateway {
     },
     /// The instance the gateway was attached to, or wanted to attach to, is gone: attach again.
     Lost,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn a_message_survives_being_relayed(
+            timestamp in any::<u64>(),
+            name in ".{0,32}",
+            text in ".{0,256}",
+            id in prop_oneof![
+                ".{1,64}".prop_map(|id| MessageId::Client(id.into())),
+                any::<u128>().prop_map(MessageId::Made),
+            ],
+        ) {
+            let message = Message { timestamp, name: name.into(), text: text.into(), id };
+            prop_assert_eq!(message.post().to_message(), Some(message));
+        }
+
+        #[test]
+        fn nonsense_is_no_message(wire in prop::collection::vec(any::<u8>(), 0..64)) {
+            let posted = Posted { timestamp: 1, id: MessageId::Made(1), wire: wire.into() };
+            let _ = posted.to_message();
+        }
+    }
 }

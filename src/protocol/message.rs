@@ -4,10 +4,11 @@ use super::Timestamp;
 use super::frames::{ChatMessage, ServerFrame};
 use super::internal::Posted;
 use super::names::MessageId;
+use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
 /// A message as the history keeps it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Message {
     /// Its place in the room's order.
     pub timestamp: Timestamp,
@@ -34,6 +35,10 @@ impl Message {
     /// The message as a room relays it.
     #[must_use]
     pub fn post(&self) -> Posted {
-        Posted { timestamp: self.timestamp, wire: ServerFrame::Message(self.as_chat()).encode() }
+        Posted {
+            timestamp: self.timestamp,
+            id: self.id.clone(),
+            wire: ServerFrame::Message(self.as_chat()).encode(),
+        }
     }
 }

@@ -8,6 +8,7 @@ pub mod message;
 pub mod names;
 pub mod private_id;
 pub mod view;
+pub mod wire;
 
 /// Milliseconds since the Unix epoch. Within a room they strictly increase for ever, so one names one message.
 pub type Timestamp = u64;

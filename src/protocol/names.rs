@@ -107,6 +107,18 @@ impl ShardId {
         format!("shard/{}/leader", self.0)
     }
 
+    /// The process group that holds the host of the shard on the node called `node` alone.
+    #[must_use]
+    pub fn host_group(self, node: &str) -> String {
+        format!("shard/{}/at/{node}", self.0)
+    }
+
+    /// The shard whose leader's process group is `group`, if it is one.
+    #[must_use]
+    pub fn of_leader_group(group: &str) -> Option<Self> {
+        group.strip_prefix("shard/")?.strip_suffix("/leader")?.parse().ok().map(Self)
+    }
+
     /// The process group of all hosts of the shard.
     #[must_use]
     pub fn group(self) -> String {
@@ -123,6 +135,12 @@ impl GatewayId {
     #[must_use]
     pub fn new(node: &str, index: usize) -> Self {
         Self(format!("{node}/{index}").into())
+    }
+
+    /// The name of the node it is on.
+    #[must_use]
+    pub fn node(&self) -> &str {
+        self.0.rsplit_once('/').map_or(&*self.0, |(node, _)| node)
     }
 
     /// The process group that holds this gateway alone.

@@ -4,6 +4,8 @@
 //! ```text
 //! messages   shard:u16  name_len:u8  name  timestamp:u64   →  record
 //! ids        shard:u16  name_len:u8  name  kind:u8  id     →  timestamp:u64
+//! log        group:u16  index:u64                          →  entry
+//! raft       group:u16  kind:u8                            →  what the kind says
 //! ```
 //!
 //! The shard comes first so that a shard's rows lie together: that is what moves between nodes. The length before the
@@ -57,6 +59,28 @@ pub fn id(shard: ShardId, name: &RoomName, id: &MessageId) -> Vec<u8> {
         }
     }
     key
+}
+
+/// The key of entry `index` in the log of a consensus group.
+#[must_use]
+pub fn log(group: u16, index: u64) -> Vec<u8> {
+    let mut key = Vec::with_capacity(2 + 8);
+    key.extend_from_slice(&group.to_be_bytes());
+    key.extend_from_slice(&index.to_be_bytes());
+    key
+}
+
+/// The index in a log entry's key.
+#[must_use]
+pub fn log_index_of(key: &[u8]) -> Option<u64> {
+    key.last_chunk::<8>().map(|bytes| u64::from_be_bytes(*bytes))
+}
+
+/// The key of what a consensus group remembers under `kind`.
+#[must_use]
+pub fn raft(group: u16, kind: u8) -> Vec<u8> {
+    let [high, low] = group.to_be_bytes();
+    vec![high, low, kind]
 }
 
 #[cfg(test)]

@@ -4,17 +4,24 @@
 use super::journal::{self, JournalError};
 use super::keys;
 use super::record::{self, RecordError};
+use super::writer::Space;
 use crate::protocol::message::Message;
 use crate::protocol::names::{MessageId, RoomName, ShardId};
-use crate::protocol::private_id::Secret;
 use crate::protocol::{BACKLOG_DEFAULT, Timestamp};
 use fjall::config::{FilterPolicy, PinningPolicy};
 use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode};
 use std::io;
+use std::ops::Bound;
 use std::path::{Path, PathBuf};
 
 /// The layout of keyspaces and keys. A folder of another format is refused, not guessed at.
-const FORMAT: u32 = 1;
+///
+/// Format 1 had neither the log nor an incarnation: whatever it held was one node's alone. It is brought up to date on
+/// opening.
+const FORMAT: u32 = 2;
+
+/// The oldest format that is brought up to date.
+const FORMAT_OLDEST: u32 = 1;
 
 /// Memory for blocks read from disk, in bytes.
 const CACHE_BYTES: u64 = 64 * 1024 * 1024;
@@ -22,6 +29,13 @@ const CACHE_BYTES: u64 = 64 * 1024 * 1024;
 const META_FORMAT: &str = "format";
 const META_SHARDS: &str = "shards";
 const META_SECRET: &str = "private_id_secret";
+const META_INCARNATION: &str = "incarnation";
+
+/// The part of a shard's state at which a copy goes on: the last row that was copied, or the beginning.
+pub type Position = Option<(Space, Vec<u8>)>;
+
+/// A row as it is copied from node to node.
+pub type Row = (Space, Vec<u8>, Vec<u8>);
 
 /// Why a data folder cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -51,7 +65,7 @@ pub enum OpenError {
     },
     /// Written by a program with another format.
     #[error(
-        "data folder {path} has format {found}, this version reads format {FORMAT}; use the version that wrote it"
+        "data folder {path} has format {found}, this version reads formats {FORMAT_OLDEST} to {FORMAT}; use the version that wrote it"
     )]
     Format {
         /// The folder.
@@ -88,7 +102,7 @@ pub enum ReadError {
 }
 
 /// Which messages of a room to read.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, serde::Serialize, serde::Deserialize)]
 pub struct Range {
     /// Exclusive lower end.
     pub after: Timestamp,
@@ -101,7 +115,7 @@ pub struct Range {
 }
 
 /// Messages in order, and whether the range holds more.
-#[derive(Debug)]
+#[derive(Debug, serde::Serialize, serde::Deserialize)]
 pub struct Found {
     /// Oldest first.
     pub messages: Vec<Message>,
@@ -115,8 +129,11 @@ pub struct Store {
     pub(super) database: Database,
     pub(super) messages: Keyspace,
     pub(super) ids: Keyspace,
+    log: Keyspace,
+    raft: Keyspace,
     shards: u16,
-    secret: Secret,
+    secret: [u8; 32],
+    incarnation: u64,
 }
 
 impl Store {
@@ -144,26 +161,150 @@ impl Store {
             batch.insert(&meta, META_FORMAT, FORMAT.to_be_bytes());
             batch.insert(&meta, META_SHARDS, shards.to_be_bytes());
             batch.insert(&meta, META_SECRET, secret);
+            batch.insert(&meta, META_INCARNATION, new_incarnation()?.to_be_bytes());
             batch.commit().map_err(explain)?;
         }
         let found = u32::from_be_bytes(setting(&meta, META_FORMAT, path)?);
-        if found != FORMAT {
+        if !(FORMAT_OLDEST..=FORMAT).contains(&found) {
             return Err(OpenError::Format { path: path.to_owned(), found });
+        }
+        if found < FORMAT {
+            let mut batch = database.batch().durability(Some(PersistMode::SyncAll));
+            batch.insert(&meta, META_FORMAT, FORMAT.to_be_bytes());
+            batch.insert(&meta, META_INCARNATION, new_incarnation()?.to_be_bytes());
+            batch.commit().map_err(explain)?;
         }
         let found = u16::from_be_bytes(setting(&meta, META_SHARDS, path)?);
         if found != shards {
             return Err(OpenError::Shards { path: path.to_owned(), found, wanted: shards });
         }
-        let secret = Secret::new(setting(&meta, META_SECRET, path)?);
+        let secret = setting(&meta, META_SECRET, path)?;
+        let incarnation = u64::from_be_bytes(setting(&meta, META_INCARNATION, path)?);
         let messages = database.keyspace("messages", KeyspaceCreateOptions::default).map_err(explain)?;
         let ids = database.keyspace("ids", id_options).map_err(explain)?;
-        Ok(Self { database, messages, ids, shards, secret })
+        let log = database.keyspace("log", KeyspaceCreateOptions::default).map_err(explain)?;
+        let raft = database.keyspace("raft", KeyspaceCreateOptions::default).map_err(explain)?;
+        Ok(Self { database, messages, ids, log, raft, shards, secret, incarnation })
     }
 
-    /// The key of private ids.
+    /// What tells this folder from every other, for ever: random, made with the folder, never 0.
     #[must_use]
-    pub fn secret(&self) -> &Secret {
+    pub fn incarnation(&self) -> u64 {
+        self.incarnation
+    }
+
+    /// The key of private ids that this node proposes, should it found a cluster.
+    #[must_use]
+    pub fn secret_to_propose(&self) -> &[u8; 32] {
         &self.secret
+    }
+
+    /// How many shards the folder was made with.
+    #[must_use]
+    pub fn shards(&self) -> u16 {
+        self.shards
+    }
+
+    pub(super) fn keyspace(&self, space: Space) -> &Keyspace {
+        match space {
+            Space::Messages => &self.messages,
+            Space::Ids => &self.ids,
+            Space::Log => &self.log,
+            Space::Raft => &self.raft,
+        }
+    }
+
+    /// What a consensus group remembers under `kind`.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub fn raft_row(&self, group: u16, kind: u8) -> Result<Option<Vec<u8>>, ReadError> {
+        Ok(self.raft.get(keys::raft(group, kind))?.map(|row| row.to_vec()))
+    }
+
+    /// The log entries `from..=upto` of a group that are there, oldest first; stops once `bytes` were read, but never
+    /// before the first.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub fn log_entries(
+        &self,
+        group: u16,
+        from: u64,
+        upto: u64,
+        bytes: usize,
+    ) -> Result<Vec<(u64, Vec<u8>)>, ReadError> {
+        let mut entries = Vec::new();
+        if from > upto {
+            return Ok(entries);
+        }
+        let mut read = 0;
+        for row in self.log.range(keys::log(group, from)..=keys::log(group, upto)) {
+            let (key, value) = row.into_inner()?;
+            read += value.len();
+            if read > bytes && !entries.is_empty() {
+                break;
+            }
+            entries.push((keys::log_index_of(&key).ok_or(RecordError::Damaged)?, value.to_vec()));
+        }
+        Ok(entries)
+    }
+
+    /// The indexes of a group's log entries within `from..=upto`.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub fn log_indexes(&self, group: u16, from: u64, upto: u64) -> Result<Vec<u64>, ReadError> {
+        if from > upto {
+            return Ok(Vec::new());
+        }
+        let rows = self.log.range(keys::log(group, from)..=keys::log(group, upto));
+        rows.map(|row| Ok(keys::log_index_of(&row.key()?).ok_or(RecordError::Damaged)?)).collect()
+    }
+
+    /// The newest log entry of a group.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub fn last_log_entry(&self, group: u16) -> Result<Option<(u64, Vec<u8>)>, ReadError> {
+        let mut rows = self.log.range(keys::log(group, 0)..=keys::log(group, u64::MAX)).rev();
+        let Some(row) = rows.next() else { return Ok(None) };
+        let (key, value) = row.into_inner()?;
+        Ok(Some((keys::log_index_of(&key).ok_or(RecordError::Damaged)?, value.to_vec())))
+    }
+
+    /// The next rows of a shard's history behind `position`, about `bytes` of them; none at its end.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub fn copy_rows(
+        &self,
+        shard: ShardId,
+        position: &Position,
+        bytes: usize,
+    ) -> Result<Vec<Row>, ReadError> {
+        let mut found: Vec<Row> = Vec::new();
+        let mut read = 0;
+        for space in [Space::Messages, Space::Ids] {
+            let lower = match position {
+                Some((at, _)) if *at == Space::Ids && space == Space::Messages => continue,
+                Some((at, key)) if *at == space => Bound::Excluded(key.clone()),
+                _ => Bound::Included(shard.0.to_be_bytes().to_vec()),
+            };
+            let upper = match shard.0.checked_add(1) {
+                Some(next) => Bound::Excluded(next.to_be_bytes().to_vec()),
+                None => Bound::Unbounded,
+            };
+            for row in self.keyspace(space).range::<Vec<u8>, _>((lower, upper)) {
+                let (key, value) = row.into_inner()?;
+                read += key.len() + value.len();
+                found.push((space, key.to_vec(), value.to_vec()));
+                if read >= bytes {
+                    return Ok(found);
+                }
+            }
+        }
+        Ok(found)
     }
 
     /// The shard of a room.
@@ -224,6 +365,12 @@ impl Store {
             }
         }
     }
+}
+
+fn new_incarnation() -> Result<u64, OpenError> {
+    let mut bytes = [0; 8];
+    getrandom::fill(&mut bytes).map_err(OpenError::Random)?;
+    Ok(u64::from_be_bytes(bytes).max(1))
 }
 
 /// Only then may the database read them: it would cut off what it cannot read.

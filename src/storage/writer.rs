@@ -1,27 +1,23 @@
-//! The one writer: a thread that makes messages durable, as many as have arrived with one fsync.
+//! The one writer: a thread that makes changes durable, as many as have arrived with one fsync.
 //!
 //! One, because fjall holds its journal's lock during the fsync: two writers would only wait for each other. A thread
 //! of its own, because that wait must not hold up the sockets. While one batch is being written the next gathers in
 //! the queue: under load batches grow by themselves, and an idle store answers at once.
+//!
+//! Changes become visible and durable in the order in which they were handed in, whoever handed them in: what the
+//! journal holds after a crash is a beginning of that order.
 
-use super::keys;
-use super::record;
 use super::store::Store;
 use crate::metrics::Metrics;
-use crate::protocol::message::Message;
-use crate::protocol::names::RoomName;
-use fjall::PersistMode;
+use fjall::{OwnedWriteBatch, PersistMode};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-/// Messages in one batch; more wait for the next, so that no ack waits for an endless batch.
-const BATCH_MESSAGES_MAX: usize = 2048;
-
-/// Messages that may wait for the writer; beyond it rooms refuse more.
-const QUEUED_MESSAGES_MAX: usize = 64 * 1024;
+/// Changes in one batch; more wait for the next, so that nobody waits for an endless batch.
+const BATCH_CHANGES_MAX: usize = 4096;
 
 /// When an acknowledged message is on disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,6 +26,37 @@ pub enum Durability {
     Sync,
     /// At most this time after its ack.
     Interval(Duration),
+}
+
+/// A part of the database.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub enum Space {
+    /// Messages, by room and timestamp.
+    Messages,
+    /// Timestamps of messages, by room and id.
+    Ids,
+    /// Entries of the consensus logs, by group and index.
+    Log,
+    /// What each consensus group must remember beside its log.
+    Raft,
+}
+
+/// One change to the database.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Change {
+    /// Sets a row.
+    Put(Space, Vec<u8>, Vec<u8>),
+    /// Removes a row.
+    Delete(Space, Vec<u8>),
+}
+
+/// How much a write promises once it is done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Flush {
+    /// It is on disk, as far as `history.durability` asks for that.
+    Sync,
+    /// It can be read. It is on disk before anything that is written later; for what can be made anew.
+    Lazy,
 }
 
 /// The write did not happen, and none will any more.
@@ -43,17 +70,17 @@ pub type Done = Box<dyn FnOnce(Result<(), WriteFailed>) + Send>;
 /// Called once, with the reason, when a write has failed.
 pub type OnFailure = Box<dyn FnOnce(String) + Send>;
 
-struct Append {
-    room: RoomName,
-    messages: Vec<Message>,
+struct Write {
+    changes: Vec<Change>,
+    flush: Flush,
     done: Done,
 }
 
 /// The way to the writer's thread. It ends when the last clone is dropped.
 #[derive(Clone)]
 pub struct Writer {
-    queue: Sender<Append>,
-    queued_messages: Arc<AtomicUsize>,
+    queue: Sender<Write>,
+    queued_changes: Arc<AtomicUsize>,
 }
 
 impl Writer {
@@ -67,32 +94,33 @@ impl Writer {
         metrics: Arc<Metrics>,
         on_failure: OnFailure,
     ) -> std::io::Result<(Self, JoinHandle<()>)> {
-        let (queue, appends) = channel();
-        let queued_messages = Arc::new(AtomicUsize::new(0));
+        let (queue, writes) = channel();
+        let queued_changes = Arc::new(AtomicUsize::new(0));
         let task = Task {
             store,
             durability,
             metrics,
-            queued_messages: Arc::clone(&queued_messages),
+            queued_changes: Arc::clone(&queued_changes),
             on_failure: Some(on_failure),
             unsynced_since: None,
         };
         let thread =
-            std::thread::Builder::new().name("store-writer".into()).spawn(move || task.run(&appends))?;
-        Ok((Self { queue, queued_messages }, thread))
+            std::thread::Builder::new().name("store-writer".into()).spawn(move || task.run(&writes))?;
+        Ok((Self { queue, queued_changes }, thread))
     }
 
-    /// Whether so much waits already that a room should refuse to take more.
+    /// Changes that wait for the writer now.
     #[must_use]
-    pub fn is_full(&self) -> bool {
-        self.queued_messages.load(Ordering::Relaxed) >= QUEUED_MESSAGES_MAX
+    pub fn backlog(&self) -> usize {
+        self.queued_changes.load(Ordering::Relaxed)
     }
 
-    /// Makes `messages` of one room durable, in order and after everything appended before. Without messages it only
-    /// waits for what came before.
-    pub fn append(&self, room: RoomName, messages: Vec<Message>, done: Done) {
-        self.queued_messages.fetch_add(messages.len(), Ordering::Relaxed);
-        if let Err(unsent) = self.queue.send(Append { room, messages, done }) {
+    /// Makes `changes`, all or none of them, after everything that was handed in before.
+    pub fn write(&self, changes: Vec<Change>, flush: Flush, done: Done) {
+        let count = changes.len();
+        self.queued_changes.fetch_add(count, Ordering::Relaxed);
+        if let Err(unsent) = self.queue.send(Write { changes, flush, done }) {
+            self.queued_changes.fetch_sub(count, Ordering::Relaxed);
             (unsent.0.done)(Err(WriteFailed));
         }
     }
@@ -102,7 +130,7 @@ struct Task {
     store: Store,
     durability: Durability,
     metrics: Arc<Metrics>,
-    queued_messages: Arc<AtomicUsize>,
+    queued_changes: Arc<AtomicUsize>,
     /// Taken by the first failure: from then on nothing is written.
     on_failure: Option<OnFailure>,
     /// When the oldest write that was not fsynced was made.
@@ -110,34 +138,39 @@ struct Task {
 }
 
 impl Task {
-    fn run(mut self, appends: &Receiver<Append>) {
+    fn run(mut self, writes: &Receiver<Write>) {
         let mut group = Vec::new();
-        while self.wait(appends, &mut group) {
-            let messages: usize = group.iter().map(|append: &Append| append.messages.len()).sum();
-            let outcome = self.write(&group, messages);
-            self.queued_messages.fetch_sub(messages, Ordering::Relaxed);
-            for append in group.drain(..) {
-                (append.done)(outcome);
+        while self.wait(writes, &mut group) {
+            let changes: usize = group.iter().map(|write: &Write| write.changes.len()).sum();
+            let outcome = self.write(&mut group, changes);
+            self.queued_changes.fetch_sub(changes, Ordering::Relaxed);
+            for write in group.drain(..) {
+                (write.done)(outcome);
+            }
+            if self.durability == Durability::Sync {
+                // Nobody waits for this one, but the next batch does: a journal can then have holes in its last batch
+                // only, wherever the power goes, and whatever else does not read is known to be damage.
+                self.sync();
             }
         }
         self.sync();
     }
 
-    /// Gathers what has arrived; false when nobody can append any more.
-    fn wait(&mut self, appends: &Receiver<Append>, group: &mut Vec<Append>) -> bool {
+    /// Gathers what has arrived; false when nobody can write any more.
+    fn wait(&mut self, writes: &Receiver<Write>, group: &mut Vec<Write>) -> bool {
         loop {
             let first = match self.sync_due_in() {
-                None => appends.recv().map_err(|_| RecvTimeoutError::Disconnected),
-                Some(wait) => appends.recv_timeout(wait),
+                None => writes.recv().map_err(|_| RecvTimeoutError::Disconnected),
+                Some(wait) => writes.recv_timeout(wait),
             };
             match first {
-                Ok(append) => {
-                    let mut messages = append.messages.len();
-                    group.push(append);
-                    while messages < BATCH_MESSAGES_MAX {
-                        let Ok(append) = appends.try_recv() else { break };
-                        messages += append.messages.len();
-                        group.push(append);
+                Ok(write) => {
+                    let mut changes = write.changes.len();
+                    group.push(write);
+                    while changes < BATCH_CHANGES_MAX {
+                        let Ok(write) = writes.try_recv() else { break };
+                        changes += write.changes.len();
+                        group.push(write);
                     }
                     return true;
                 }
@@ -154,34 +187,31 @@ impl Task {
         Some(interval.saturating_sub(since.elapsed()))
     }
 
-    fn write(&mut self, group: &[Append], messages: usize) -> Result<(), WriteFailed> {
+    fn write(&mut self, group: &mut [Write], changes: usize) -> Result<(), WriteFailed> {
         if self.on_failure.is_none() {
             return Err(WriteFailed);
         }
-        if messages == 0 {
+        if changes == 0 {
             return Ok(());
         }
         let start = Instant::now();
-        let mode = match self.durability {
-            Durability::Sync => Some(PersistMode::SyncData),
+        let asked = group.iter().any(|write| write.flush == Flush::Sync && !write.changes.is_empty());
+        let mode = match (asked, self.durability) {
+            (false, _) => None,
+            (true, Durability::Sync) => Some(PersistMode::SyncData),
             // Into the page cache at least: a killed process loses nothing then, only a power cut does.
-            Durability::Interval(_) => Some(PersistMode::Buffer),
+            (true, Durability::Interval(_)) => Some(PersistMode::Buffer),
         };
         let mut batch = self.store.database.batch().durability(mode);
-        for Append { room, messages, .. } in group {
-            let shard = self.store.shard(room);
-            for message in messages {
-                let key = keys::message(shard, room, message.timestamp);
-                batch.insert(&self.store.messages, key, record::encode(message));
-                let id = keys::id(shard, room, &message.id);
-                batch.insert(&self.store.ids, id, message.timestamp.to_be_bytes());
-            }
+        for change in group.iter_mut().flat_map(|write| std::mem::take(&mut write.changes)) {
+            self.store.stage(&mut batch, change);
         }
         match batch.commit() {
             Ok(()) => {
-                self.metrics.fsync_seconds.observe(start.elapsed().as_secs_f64());
-                self.metrics.append_batch_messages.observe(messages as f64);
-                if self.durability != Durability::Sync {
+                if mode == Some(PersistMode::SyncData) {
+                    self.metrics.fsync_seconds.observe(start.elapsed().as_secs_f64());
+                    self.metrics.fsync_batch_writes.observe(group.len() as f64);
+                } else {
                     self.unsynced_since.get_or_insert(start);
                     if self.sync_due_in() == Some(Duration::ZERO) {
                         self.sync();
@@ -211,6 +241,15 @@ impl Task {
     }
 }
 
+impl Store {
+    fn stage(&self, batch: &mut OwnedWriteBatch, change: Change) {
+        match change {
+            Change::Put(space, key, value) => batch.insert(self.keyspace(space), key, value),
+            Change::Delete(space, key) => batch.remove(self.keyspace(space), key),
+        }
+    }
+}
+
 /// The error in words for a person; the database's own are for its programmers.
 fn explain(error: &fjall::Error) -> String {
     match error {
@@ -224,7 +263,9 @@ fn explain(error: &fjall::Error) -> String {
 mod tests {
     use super::*;
     use crate::protocol::Timestamp;
-    use crate::protocol::names::MessageId;
+    use crate::protocol::message::Message;
+    use crate::protocol::names::{MessageId, RoomName};
+    use crate::storage::rows;
     use crate::storage::store::Range;
     use std::sync::mpsc::sync_channel;
 
@@ -238,9 +279,11 @@ mod tests {
         Writer::start(store.clone(), durability, metrics, Box::new(|reason| panic!("{reason}"))).unwrap()
     }
 
-    fn append(writer: &Writer, room: &RoomName, messages: Vec<Message>) {
+    fn append(writer: &Writer, room: &RoomName, messages: &[Message]) {
         let (done, outcome) = sync_channel(1);
-        writer.append(room.clone(), messages, Box::new(move |result| done.send(result).unwrap()));
+        let mut changes = Vec::new();
+        rows::of_messages(room.shard(16), room, messages, &mut changes);
+        writer.write(changes, Flush::Sync, Box::new(move |result| done.send(result).unwrap()));
         outcome.recv().unwrap().unwrap();
     }
 
@@ -256,8 +299,8 @@ mod tests {
         for durability in [Durability::Sync, Durability::Interval(Duration::from_millis(5))] {
             let store = Store::open(folder.path(), 16).unwrap();
             let (writer, thread) = start(&store, durability);
-            append(&writer, &lobby, (1..=10).map(message).collect());
-            append(&writer, &lob, vec![message(3)]);
+            append(&writer, &lobby, &(1..=10).map(message).collect::<Vec<_>>());
+            append(&writer, &lob, &[message(3)]);
             drop(writer);
             thread.join().unwrap();
         }
@@ -291,11 +334,16 @@ mod tests {
     }
 
     #[test]
-    fn the_secret_of_private_ids_is_made_once() {
+    fn a_folder_keeps_its_incarnation_and_secret_and_shares_them_with_no_other() {
         let folder = tempfile::tempdir().unwrap();
-        let id = Store::open(folder.path(), 16).unwrap().secret().issue([1; 16]);
-        assert!(Store::open(folder.path(), 16).unwrap().secret().verify(&id));
+        let identity = |path| {
+            let store = Store::open(path, 16).unwrap();
+            (store.incarnation(), store.secret_to_propose().to_owned())
+        };
+        let first = identity(folder.path());
+        assert_eq!(identity(folder.path()), first);
         let other = tempfile::tempdir().unwrap();
-        assert!(!Store::open(other.path(), 16).unwrap().secret().verify(&id));
+        let other = identity(other.path());
+        assert!(other.0 != first.0 && other.1 != first.1);
     }
 }

@@ -1,17 +1,18 @@
 //! The answers that are not pages or sockets.
 
 use super::{Phase, Web};
-use crate::actors::context;
+use crate::actors::shard_host::{HistoryError, HostMsg};
 use crate::protocol::Timestamp;
 use crate::protocol::message::Message;
 use crate::protocol::names::{NameError, RoomName};
+use crate::protocol::wire;
 use crate::storage::store::{Found, Range};
 use http::{HeaderValue, StatusCode, header};
 use percent_encoding::percent_decode_str;
+use ractor::rpc::CallResult;
 use serde::Serialize;
 use std::time::Duration;
-use tokio::sync::oneshot;
-use tracing::{error, warn};
+use tracing::error;
 use warp::reply::Response;
 
 /// Messages in one answer, unless asked otherwise.
@@ -74,10 +75,20 @@ pub fn room_name(web: &Web, segment: &str) -> Result<RoomName, Refusal> {
     let name = RoomName::parse(&name).map_err(|error| match error {
         NameError::TooLong | NameError::Empty => Refusal::new(StatusCode::NOT_FOUND, error.to_string()),
     })?;
-    if name.is_private() && !web.context.store.secret().verify(&name) {
-        return Err(Refusal::new(StatusCode::NOT_FOUND, "No such private room"));
+    if name.is_private() {
+        let secret = web.context.secret().ok_or_else(not_founded)?;
+        if !secret.verify(&name) {
+            return Err(Refusal::new(StatusCode::NOT_FOUND, "No such private room"));
+        }
     }
     Ok(name)
+}
+
+fn not_founded() -> Refusal {
+    Refusal::new(
+        StatusCode::SERVICE_UNAVAILABLE,
+        "The cluster's nodes have not all met yet, please try again",
+    )
 }
 
 /// The value of `key` in a query string, as a number.
@@ -99,7 +110,8 @@ pub fn new_private_room(web: &Web) -> Response {
         error!(%error, "no random bytes for a private room");
         return Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, "The system gives no random bytes").json();
     }
-    let name = web.context.store.secret().issue(random);
+    let Some(secret) = web.context.secret() else { return not_founded().json() };
+    let name = secret.issue(random);
     for_any_page(with_type(StatusCode::OK, "text/plain; charset=utf-8", name.as_str().to_owned()))
 }
 
@@ -135,20 +147,23 @@ pub async fn history(web: &Web, segment: &str, query: &str) -> Result<Response, 
     let room = room_name(web, segment)?;
     let range = history_range(query)?;
     let unavailable = |reason: &str| Refusal::new(StatusCode::SERVICE_UNAVAILABLE, reason);
-    let host = context::leader_of(room.shard(web.context.shards))
+    let leader = web
+        .context
+        .neighbours
+        .leader_of(room.shard(web.context.shards))
         .ok_or_else(|| unavailable("The room's history cannot be reached now, please try again"))?;
-    let (reply, answer) = oneshot::channel();
-    let question = crate::actors::shard_host::HostMsg::History { room, range, reply };
-    // A host that fails meanwhile drops the question, and the answer fails at once.
-    let _ = host.cast(question);
-    match tokio::time::timeout(HISTORY_TIMEOUT, answer).await {
-        Ok(Ok(Ok(found))) => Ok(history_page(&found)),
-        Ok(Ok(Err(error))) => {
-            error!(%error, "history cannot be read");
+    let question = |reply| HostMsg::History { room, range, reply };
+    // A host that fails meanwhile, or whose node does, drops the question.
+    let answer = match leader.host.call(question, Some(HISTORY_TIMEOUT)).await {
+        Ok(CallResult::Success(answer)) => wire::decode::<Result<Found, HistoryError>>(&answer),
+        Ok(CallResult::Timeout | CallResult::SenderError) | Err(_) => None,
+    };
+    match answer {
+        Some(Ok(found)) => Ok(history_page(&found)),
+        Some(Err(HistoryError::Unreadable)) => {
             Err(Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, "The history cannot be read"))
         }
-        Ok(Err(_)) | Err(_) => {
-            warn!("no answer to a question for history");
+        Some(Err(HistoryError::NotLeader)) | None => {
             Err(unavailable("The room's history cannot be reached now, please try again"))
         }
     }
@@ -184,9 +199,7 @@ fn history_page(found: &Found) -> Response {
 #[must_use]
 pub fn ready(web: &Web) -> Response {
     let reason = match &*web.phase.borrow() {
-        Phase::Running => (0..web.context.shards)
-            .find(|shard| context::leader_of(crate::protocol::names::ShardId(*shard)).is_none())
-            .map(|shard| format!("shard {shard} has no leader")),
+        Phase::Running => web.context.not_ready(),
         Phase::Stopping => Some("the node is stopping".to_owned()),
         Phase::Failed(reason) => Some(reason.clone()),
     };
