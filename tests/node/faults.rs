@@ -156,7 +156,7 @@ async fn a_clock_that_was_set_back_does_not_turn_time_around() {
     let mut said = Vec::new();
     for offset_ms in [0, -HOUR_MS, 24 * HOUR_MS, 0, -30 * 24 * HOUR_MS] {
         node.kill9();
-        node.replan(|plan| plan.env("PARLEY_FAULT_CLOCK_OFFSET_MS", offset_ms.to_string()));
+        node.plan = node.plan.clone().env("PARLEY_FAULT_CLOCK_OFFSET_MS", offset_ms.to_string());
         node.start_again().await;
         let since = said.last().map_or(0, |said: &crate::support::Said| said.timestamp);
         let (mut alice, welcome) = Client::rejoin(&node, "lobby", "alice", since).await;

@@ -35,6 +35,15 @@ pub(crate) struct Opening<'a> {
     pub(crate) receive_buffer: Option<u32>,
 }
 
+/// Why a session could not be opened.
+#[derive(Clone, Debug)]
+pub(crate) enum Unopened {
+    /// The node answered with this status and body.
+    Refused(u16, String),
+    /// The node could not be reached, or said nothing that could be understood.
+    Unreachable(String),
+}
+
 /// One WebSocket session.
 pub(crate) struct Client {
     name: String,
@@ -54,6 +63,19 @@ impl Client {
         room_path: &str,
         opening: &Opening<'_>,
     ) -> Result<Self, (u16, String)> {
+        match Self::try_open(address, room_path, opening).await {
+            Ok(client) => Ok(client),
+            Err(Unopened::Refused(status, body)) => Err((status, body)),
+            Err(Unopened::Unreachable(why)) => panic!("the handshake failed: {why}"),
+        }
+    }
+
+    /// Like [`Client::open`], for a node that need not be there.
+    pub(crate) async fn try_open(
+        address: SocketAddr,
+        room_path: &str,
+        opening: &Opening<'_>,
+    ) -> Result<Self, Unopened> {
         let query = opening.since.map(|since| format!("?since={since}")).unwrap_or_default();
         let url = format!("ws://{address}{room_path}/websocket{query}");
         let mut request = url.into_client_request().unwrap();
@@ -74,10 +96,13 @@ impl Client {
             Ok(Ok((socket, _))) => Ok(Self { name: String::new(), socket, transcript: VecDeque::new() }),
             Ok(Err(Error::Http(response))) => {
                 let body = response.body().clone().unwrap_or_default();
-                Err((response.status().as_u16(), String::from_utf8_lossy(&body).into_owned()))
+                Err(Unopened::Refused(
+                    response.status().as_u16(),
+                    String::from_utf8_lossy(&body).into_owned(),
+                ))
             }
-            Ok(Err(error)) => panic!("the handshake failed: {error}"),
-            Err(_) => panic!("the handshake took longer than {SOON:?}"),
+            Ok(Err(error)) => Err(Unopened::Unreachable(error.to_string())),
+            Err(_) => Err(Unopened::Unreachable(format!("it took longer than {SOON:?}"))),
         }
     }
 
@@ -195,7 +220,8 @@ impl Client {
         }
     }
 
-    async fn read(&mut self) -> Frame {
+    /// The next frame that is not a ping, whenever it comes. Nothing is lost when this is cancelled.
+    pub(crate) async fn read(&mut self) -> Frame {
         loop {
             let frame = match self.socket.next().await {
                 Some(Ok(Message::Text(text))) => {

@@ -21,7 +21,8 @@ const STOP_MAX: Duration = Duration::from_secs(10);
 /// A running (or stopped, or killed) node with its folder.
 #[derive(Debug)]
 pub(crate) struct Node {
-    plan: Plan,
+    /// How the node is started the next time.
+    pub(crate) plan: Plan,
     running: Option<Running>,
     address: SocketAddr,
     ready_line: String,
@@ -41,9 +42,9 @@ impl Node {
     pub(crate) fn planned(plan: Plan) -> Self {
         Self {
             log: plan.folder().join("stderr.log"),
+            address: plan.address(),
             plan,
             running: None,
-            address: SocketAddr::from(([127, 0, 0, 1], 0)),
             ready_line: String::new(),
             log_start: 0,
         }
@@ -64,9 +65,14 @@ impl Node {
     /// Starts a stopped or killed node again, which may refuse to.
     pub(crate) async fn try_start_again(&mut self) -> Result<(), Ended> {
         self.spawn();
+        self.ready(SOON + SOON).await
+    }
+
+    /// Waits until a node that was spawned says that it is ready, or ends.
+    pub(crate) async fn ready(&mut self, limit: Duration) -> Result<(), Ended> {
         let mut line = None;
         let mut ended = None;
-        until("the node is ready", SOON + SOON, async || {
+        until("the node is ready", limit, async || {
             match self.running.as_mut().unwrap().stdout.try_recv() {
                 Ok(text) => line = Some(text),
                 Err(TryRecvError::Empty) => {}
@@ -89,7 +95,8 @@ impl Node {
         Ok(())
     }
 
-    fn spawn(&mut self) {
+    /// Starts the node's process and does not wait for it.
+    pub(crate) fn spawn(&mut self) {
         assert!(self.running.is_none(), "the node still runs");
         let log = OpenOptions::new().create(true).append(true).open(&self.log).unwrap();
         self.log_start = log.metadata().unwrap().len();
@@ -145,11 +152,13 @@ impl Node {
 
     /// Waits until the node has ended by itself and returns its exit code.
     pub(crate) async fn ended(&mut self, limit: Duration) -> Option<i32> {
-        until("the node has ended", limit, async || {
-            self.running.as_mut().unwrap().child.try_wait().unwrap().is_some()
-        })
-        .await;
+        until("the node has ended", limit, async || self.has_ended()).await;
         self.running.take().unwrap().child.wait().unwrap().code()
+    }
+
+    /// Whether a node that was started has ended by itself.
+    pub(crate) fn has_ended(&mut self) -> bool {
+        self.running.as_mut().expect("the node was started").child.try_wait().unwrap().is_some()
     }
 
     pub(crate) fn pid(&self) -> Pid {
@@ -171,12 +180,6 @@ impl Node {
 
     pub(crate) fn data(&self) -> &Path {
         self.plan.data_folder()
-    }
-
-    /// Changes how the node is started the next time.
-    #[cfg(feature = "fault-injection")]
-    pub(crate) fn replan(&mut self, change: impl FnOnce(Plan) -> Plan) {
-        self.plan = change(self.plan.clone());
     }
 
     /// What the node has written to standard error since it was started the last time.

@@ -1,6 +1,7 @@
 //! How a node is to be started: its folder, flags, variables, and what it is started through.
 
 use std::io::Read;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
@@ -15,6 +16,7 @@ use super::node::Node;
 pub(crate) struct Plan {
     folder: Folder,
     data: PathBuf,
+    address: SocketAddr,
     prefix: Vec<String>,
     args: Vec<String>,
     env: Vec<(String, String)>,
@@ -52,7 +54,7 @@ impl Ended {
 impl Plan {
     /// A node in a fresh folder, on a free port, without a rate limit.
     pub(crate) fn new() -> Self {
-        Self::bare().arg("--http").arg("127.0.0.1:0").env("PARLEY_LIMITS_INTERVAL_MS", "0")
+        Self::bare().at(SocketAddr::from(([127, 0, 0, 1], 0))).env("PARLEY_LIMITS_INTERVAL_MS", "0")
     }
 
     /// A node with nothing but a data folder of its own set.
@@ -62,6 +64,7 @@ impl Plan {
         Self {
             folder,
             data,
+            address: SocketAddr::from(([127, 0, 0, 1], 0)),
             prefix: Vec::new(),
             args: Vec::new(),
             env: Vec::new(),
@@ -79,6 +82,12 @@ impl Plan {
         self.env.retain(|(known, _)| known != name);
         self.env.push((name.to_owned(), value.into()));
         self
+    }
+
+    /// Serves HTTP at this address.
+    pub(crate) fn at(mut self, address: SocketAddr) -> Self {
+        self.address = address;
+        self.arg("--http").arg(address.to_string())
     }
 
     /// One message per `interval_ms`, after a burst of `grace_ms / interval_ms`.
@@ -130,6 +139,11 @@ impl Plan {
 
     pub(crate) fn data_folder(&self) -> &Path {
         &self.data
+    }
+
+    /// Where the node was told to serve HTTP.
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.address
     }
 
     pub(crate) fn folder(&self) -> &Folder {

@@ -1,0 +1,514 @@
+//! Several real nodes as one cluster, on a loopback address of its own: killed, frozen, cut off and brought back.
+
+use std::collections::BTreeMap;
+use std::io::ErrorKind;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
+use std::pin::Pin;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use parley::protocol::names::RoomName;
+use rustix::process::Signal;
+use serde_json::Value;
+use tokio::sync::Semaphore;
+
+use crate::proxy::{Fault, Proxy, Way};
+use crate::support::{Node, Plan, Said, room_path, until};
+
+/// How long a cluster may take to become whole after the last fault. Generous: see [`crate::support::SOON`].
+pub(crate) const WHOLE: Duration = Duration::from_secs(40);
+
+/// A graceful stop may take this long by the contract.
+const STOP_MAX: Duration = Duration::from_secs(10);
+
+/// Trials that run at the same time. More would make each other's nodes so slow that they suspect each other.
+const TRIALS_AT_ONCE: usize = 2;
+
+/// Held by a cluster for as long as it lives, so that no other process takes its address.
+const CLAIM_PORT: u16 = 7000;
+const HTTP_PORT: u16 = 8081;
+const LINK_PORT: u16 = 7101;
+/// The proxy through which node I dials node J listens at this + 10 I + J.
+const PROXY_PORT: u16 = 7200;
+
+/// A throw-away secret; long enough to be taken.
+pub(crate) const COOKIE: &str = "a cookie that only tests know";
+
+/// Runs a test, with few others at the same time, and fails it when it takes longer than `limit_s` seconds.
+pub(crate) fn trial<'a>(limit_s: u64, work: impl Future<Output = ()> + 'a) -> impl Future<Output = ()> + 'a {
+    trial_beside(TRIALS_AT_ONCE - 1, limit_s, work)
+}
+
+/// Like [`trial`], for one that needs the machine for itself.
+pub(crate) fn trial_alone<'a>(
+    limit_s: u64,
+    work: impl Future<Output = ()> + 'a,
+) -> impl Future<Output = ()> + 'a {
+    trial_beside(0, limit_s, work)
+}
+
+fn trial_beside<'a>(
+    others: usize,
+    limit_s: u64,
+    work: impl Future<Output = ()> + 'a,
+) -> impl Future<Output = ()> + 'a {
+    static FREE: Semaphore = Semaphore::const_new(TRIALS_AT_ONCE);
+    // Pinned out here, so that it is still there, with what its nodes have to tell, while a failure unwinds.
+    let mut work: Pin<Box<dyn Future<Output = ()> + 'a>> = Box::pin(work);
+    async move {
+        let _permit = FREE.acquire_many((TRIALS_AT_ONCE - others) as u32).await.unwrap();
+        let limit = Duration::from_secs(limit_s);
+        assert!(tokio::time::timeout(limit, &mut work).await.is_ok(), "the test took longer than {limit:?}");
+    }
+}
+
+/// How a cluster is to be made.
+#[derive(Clone, Debug)]
+pub(crate) struct Shape {
+    nodes: usize,
+    shards: u16,
+    proxied: bool,
+    env: Vec<(String, String)>,
+    env_of: Vec<(usize, String, String)>,
+}
+
+impl Shape {
+    /// So many nodes, three copies of each of four shards, no limits, direct links.
+    pub(crate) fn of(nodes: usize) -> Self {
+        Self { nodes, shards: 4, proxied: false, env: Vec::new(), env_of: Vec::new() }
+            .env("PARLEY_LIMITS_INTERVAL_MS", "0")
+            .env("PARLEY_CLUSTER_REPLICAS", "3")
+            .env("PARLEY_CLUSTER_COOKIE", COOKIE)
+    }
+
+    #[cfg(feature = "fault-injection")]
+    pub(crate) fn shards(mut self, shards: u16) -> Self {
+        self.shards = shards;
+        self
+    }
+
+    /// All links go through proxies that can fail.
+    pub(crate) fn proxied(mut self) -> Self {
+        self.proxied = true;
+        self
+    }
+
+    /// A variable of every node.
+    pub(crate) fn env(mut self, name: &str, value: &str) -> Self {
+        self.env.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    #[cfg(feature = "fault-injection")]
+    /// A variable of one node.
+    pub(crate) fn env_of(mut self, node: usize, name: &str, value: &str) -> Self {
+        self.env_of.push((node, name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// Starts all nodes and waits until each can serve every room.
+    pub(crate) async fn start(self) -> Cluster {
+        let mut cluster = self.spawn().await;
+        let start = Instant::now();
+        for node in &mut cluster.nodes {
+            if let Err(ended) = node.ready(WHOLE).await {
+                panic!("a node of a new cluster ended: {ended:?}");
+            }
+        }
+        cluster.ready().await;
+        println!("a cluster of {} was ready after {:?}", cluster.nodes.len(), start.elapsed());
+        cluster
+    }
+
+    /// Starts all nodes' processes.
+    async fn spawn(self) -> Cluster {
+        let (ip, claim) = claim();
+        let mut proxies = BTreeMap::new();
+        let mut nodes = Vec::new();
+        for index in 0..self.nodes {
+            let mut plan = Plan::bare()
+                .at(SocketAddr::new(ip, HTTP_PORT + index as u16))
+                .env("PARLEY_CLUSTER_SHARDS", self.shards.to_string())
+                .arg("--name")
+                .arg(name(index));
+            // One alone is no cluster, but everything here can be done to it too.
+            if self.nodes > 1 {
+                plan = plan.arg("--cluster").arg(link_address(ip, index).to_string());
+            }
+            for peer in (0..self.nodes).filter(|&peer| peer != index) {
+                let mut dialled = link_address(ip, peer);
+                if self.proxied {
+                    let target = dialled;
+                    dialled.set_port(PROXY_PORT + 10 * index as u16 + peer as u16);
+                    let proxy = Proxy::start(dialled, target).await.expect("the address was claimed");
+                    proxies.insert((index, peer), proxy);
+                }
+                plan = plan.arg("--peer").arg(format!("{}={dialled}", name(peer)));
+            }
+            for (name, value) in &self.env {
+                plan = plan.env(name, value);
+            }
+            for (_, name, value) in self.env_of.iter().filter(|(node, ..)| *node == index) {
+                plan = plan.env(name, value);
+            }
+            nodes.push(Node::planned(plan));
+        }
+        for node in &mut nodes {
+            node.spawn();
+        }
+        let live = vec![true; nodes.len()];
+        Cluster { nodes, live, shards: self.shards, proxies, _claim: claim }
+    }
+}
+
+/// The name of the node with this index.
+pub(crate) fn name(index: usize) -> String {
+    format!("n{}", index + 1)
+}
+
+fn link_address(ip: IpAddr, index: usize) -> SocketAddr {
+    SocketAddr::new(ip, LINK_PORT + index as u16)
+}
+
+/// An address in 127.0.0.0/8 that is this cluster's alone, and what keeps it so.
+fn claim() -> (IpAddr, TcpListener) {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    for _ in 0..10_000 {
+        let number = NEXT.fetch_add(1, Ordering::Relaxed).wrapping_add(std::process::id().wrapping_mul(257));
+        let [_, a, b, c] = number.to_be_bytes();
+        let ip = Ipv4Addr::new(127, a, b, c);
+        // What other programs use lies in the first /16, and the last address is a broadcast.
+        if a == 0 || a == 255 {
+            continue;
+        }
+        if let Ok(claim) = TcpListener::bind((ip, CLAIM_PORT)) {
+            return (ip.into(), claim);
+        }
+    }
+    panic!("no loopback address is free");
+}
+
+/// A running cluster. Its nodes are killed when it is dropped.
+#[derive(Debug)]
+pub(crate) struct Cluster {
+    nodes: Vec<Node>,
+    /// Nodes that run and are not frozen.
+    live: Vec<bool>,
+    shards: u16,
+    proxies: BTreeMap<(usize, usize), Proxy>,
+    _claim: TcpListener,
+}
+
+impl Cluster {
+    /// A cluster of so many nodes as [`Shape::of`] makes it, ready.
+    pub(crate) async fn start(nodes: usize) -> Self {
+        Shape::of(nodes).start().await
+    }
+
+    pub(crate) fn node(&self, index: usize) -> &Node {
+        &self.nodes[index]
+    }
+
+    pub(crate) fn node_mut(&mut self, index: usize) -> &mut Node {
+        &mut self.nodes[index]
+    }
+
+    pub(crate) fn address(&self, index: usize) -> SocketAddr {
+        self.nodes[index].address()
+    }
+
+    /// The indices of all nodes.
+    pub(crate) fn all(&self) -> Vec<usize> {
+        (0..self.nodes.len()).collect()
+    }
+
+    /// The indices of all nodes but this one.
+    pub(crate) fn others(&self, index: usize) -> Vec<usize> {
+        (0..self.nodes.len()).filter(|&other| other != index).collect()
+    }
+
+    /// The indices of the nodes that run and are not frozen.
+    pub(crate) fn live(&self) -> Vec<usize> {
+        (0..self.nodes.len()).filter(|&index| self.live[index]).collect()
+    }
+
+    // ---- what nodes say
+
+    /// Waits until every live node says that it can serve every room.
+    pub(crate) async fn ready(&self) {
+        self.ready_of(&self.live()).await;
+    }
+
+    /// Waits until each of these says that it can serve every room.
+    pub(crate) async fn ready_of(&self, nodes: &[usize]) {
+        let start = Instant::now();
+        for &index in nodes {
+            loop {
+                let answer = self.readiness(index).await;
+                if answer.0 == 200 {
+                    break;
+                }
+                assert!(
+                    start.elapsed() < WHOLE,
+                    "{} was not ready after {WHOLE:?}, but said {answer:?}; its view: {:?}",
+                    name(index),
+                    self.view(index).await
+                );
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        }
+    }
+
+    /// What a node answers when it is asked whether it is ready; 0 and why when it does not answer.
+    pub(crate) async fn readiness(&self, index: usize) -> (u16, String) {
+        match self.nodes[index].try_get("/readyz").await {
+            Ok(reply) => (reply.status, reply.text().to_owned()),
+            Err(error) => (0, error.to_string()),
+        }
+    }
+
+    /// The cluster as a node sees it, or `None` when it does not answer.
+    pub(crate) async fn view(&self, index: usize) -> Option<Value> {
+        let reply = self.nodes[index].try_get("/api/cluster").await.ok()?;
+        assert_eq!(reply.status, 200, "{reply:?}");
+        Some(reply.json())
+    }
+
+    /// The shard of a room.
+    pub(crate) fn shard(&self, room: &str) -> u16 {
+        RoomName::parse(room).unwrap().shard(self.shards).0
+    }
+
+    /// The node that leads a room, once all live nodes agree on it.
+    pub(crate) async fn leader_of(&self, room: &str) -> usize {
+        self.leader_among(room, &self.live()).await
+    }
+
+    /// The node that leads a room, once these nodes agree that it is one of them.
+    pub(crate) async fn leader_among(&self, room: &str, nodes: &[usize]) -> usize {
+        let shard = usize::from(self.shard(room));
+        let mut leader = None;
+        until(&format!("{nodes:?} agree on who leads {room}"), WHOLE, async || {
+            let mut named = Vec::new();
+            for &index in nodes {
+                let view = self.view(index).await;
+                let found = view.and_then(|view| Some(view["shards"][shard]["leader"].as_str()?.to_owned()));
+                named.push(found);
+            }
+            let known = nodes.iter().find(|&&index| named[0].as_deref() == Some(&name(index)));
+            leader = known.copied().filter(|_| named.iter().all(|one| *one == named[0]));
+            leader.is_some()
+        })
+        .await;
+        leader.unwrap()
+    }
+
+    #[cfg(feature = "fault-injection")]
+    /// A room that this node leads. Leadership is spread evenly, so with more shards than nodes there is one.
+    pub(crate) async fn room_led_by(&self, index: usize) -> String {
+        let mut found = None;
+        until(&format!("{} leads a shard", name(index)), WHOLE, async || {
+            let Some(view) = self.view(index).await else { return false };
+            let rooms = (0..1000).map(|number| format!("room {number}"));
+            found = rooms.into_iter().find(|room| {
+                view["shards"][usize::from(self.shard(room))]["leader"].as_str() == Some(&name(index))
+            });
+            found.is_some()
+        })
+        .await;
+        found.unwrap()
+    }
+
+    /// Waits until every live node is a replica of every shard it should be, knows all the others, and is behind in
+    /// nothing: from then on any one node may die.
+    pub(crate) async fn whole(&self) {
+        self.ready().await;
+        let live = self.live();
+        let copies = live.len().min(3);
+        let names: Vec<String> = live.iter().map(|&index| name(index)).collect();
+        let mut views = Vec::new();
+        let start = Instant::now();
+        while start.elapsed() < WHOLE {
+            views.clear();
+            for &index in &live {
+                views.extend(self.view(index).await);
+            }
+            if views.len() == live.len()
+                && views.iter().all(|view| is_whole(view, &names, copies))
+                && agree(&views, usize::from(self.shards))
+            {
+                return self.ready().await;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        panic!("waited {WHOLE:?} in vain until the cluster is whole; the views: {views:#?}");
+    }
+
+    /// The history of a room in which nobody talks, which has to be the same from every live node.
+    pub(crate) async fn history(&self, room: &str) -> Vec<Said> {
+        let mut found: Option<Vec<Said>> = None;
+        for index in self.live() {
+            let node = &self.nodes[index];
+            let path = format!("{}/history?limit=1", room_path(room));
+            until(&format!("{} gives the history of {room}", name(index)), WHOLE, async || {
+                node.try_get(&path).await.is_ok_and(|reply| reply.status == 200)
+            })
+            .await;
+            let history = node.history(room).await;
+            match &found {
+                None => found = Some(history),
+                Some(first) => {
+                    let same = first.iter().zip(&history).take_while(|(one, other)| one == other).count();
+                    assert!(
+                        history.len() == first.len() && same == first.len(),
+                        "{} tells another history: {} messages instead of {}, and after {same} of them {:?} \
+                         instead of {:?}",
+                        name(index),
+                        history.len(),
+                        first.len(),
+                        history.get(same),
+                        first.get(same)
+                    );
+                }
+            }
+        }
+        found.expect("a node is live")
+    }
+
+    // ---- what is done to nodes
+
+    /// SIGKILL.
+    pub(crate) fn kill(&mut self, index: usize) {
+        self.live[index] = false;
+        self.nodes[index].kill9();
+    }
+
+    /// SIGSTOP.
+    pub(crate) fn pause(&mut self, index: usize) {
+        self.live[index] = false;
+        self.nodes[index].pause();
+    }
+
+    /// SIGCONT.
+    pub(crate) fn resume(&mut self, index: usize) {
+        self.live[index] = true;
+        self.nodes[index].resume();
+    }
+
+    /// SIGTERM, and the node has to end well and in time.
+    pub(crate) async fn stop(&mut self, index: usize) {
+        self.live[index] = false;
+        assert_eq!(self.nodes[index].stop().await, Some(0), "{} stops gracefully", name(index));
+    }
+
+    /// Starts a node that is down, and waits for its ready line.
+    pub(crate) async fn start_again(&mut self, index: usize) {
+        self.spawn(index);
+        if let Err(ended) = self.nodes[index].ready(WHOLE).await {
+            panic!("{} does not start again: {ended:?}", name(index));
+        }
+    }
+
+    /// Starts all nodes, which are down, and waits until each is ready for every room.
+    pub(crate) async fn start_all(&mut self) {
+        for index in self.all() {
+            self.spawn(index);
+        }
+        for index in self.all() {
+            if let Err(ended) = self.nodes[index].ready(WHOLE).await {
+                panic!("{} does not start again: {ended:?}", name(index));
+            }
+        }
+        self.ready().await;
+    }
+
+    /// SIGTERM to all nodes at once.
+    pub(crate) async fn stop_all(&mut self) {
+        for node in &self.nodes {
+            node.signal(Signal::TERM);
+        }
+        for (index, node) in self.nodes.iter_mut().enumerate() {
+            self.live[index] = false;
+            assert_eq!(node.ended(STOP_MAX).await, Some(0), "{} stops gracefully", name(index));
+        }
+    }
+
+    /// Starts the process of a node that is down.
+    pub(crate) fn spawn(&mut self, index: usize) {
+        self.nodes[index].spawn();
+        self.live[index] = true;
+    }
+
+    /// Removes the data of a node that is down.
+    pub(crate) fn wipe(&self, index: usize) {
+        assert!(!self.live[index], "the node is down");
+        match std::fs::remove_dir_all(self.nodes[index].data()) {
+            Err(error) if error.kind() != ErrorKind::NotFound => panic!("the folder stays: {error}"),
+            _ => {}
+        }
+    }
+
+    /// Changes how a node is started the next time.
+    pub(crate) fn replan(&mut self, index: usize, change: impl FnOnce(Plan) -> Plan) {
+        let node = &mut self.nodes[index];
+        node.plan = change(node.plan.clone());
+    }
+
+    // ---- what is done to links
+
+    /// From now on this becomes of all bytes that one node sends another, whoever dialled.
+    pub(crate) fn link(&self, from: usize, to: usize, fault: Fault) {
+        self.proxies[&(from, to)].set(Way::Forth, fault);
+        self.proxies[&(to, from)].set(Way::Back, fault);
+    }
+
+    /// From now on this becomes of all bytes between two nodes.
+    pub(crate) fn part(&self, one: usize, other: usize, fault: Fault) {
+        self.link(one, other, fault);
+        self.link(other, one, fault);
+    }
+
+    /// From now on this becomes of all bytes to and from this node.
+    pub(crate) fn isolate(&self, index: usize, fault: Fault) {
+        for other in self.others(index) {
+            self.part(index, other, fault);
+        }
+    }
+
+    /// Resets the connections between two nodes, once.
+    pub(crate) fn reset(&self, one: usize, other: usize) {
+        self.proxies[&(one, other)].reset();
+        self.proxies[&(other, one)].reset();
+    }
+
+    /// All links work.
+    pub(crate) fn heal(&self) {
+        for proxy in self.proxies.values() {
+            proxy.set(Way::Forth, Fault::None);
+            proxy.set(Way::Back, Fault::None);
+        }
+    }
+}
+
+/// Whether in this view all these nodes are up and ready, and every shard has a leader and its copies among them.
+fn is_whole(view: &Value, names: &[String], copies: usize) -> bool {
+    let known = |name: &Value| names.iter().any(|known| name == known);
+    let nodes = view["nodes"].as_array().unwrap();
+    let up = nodes.iter().filter(|node| known(&node["name"]));
+    up.clone().count() == names.len()
+        && up.into_iter().all(|node| node["state"] == "up" && node["ready"] != false)
+        && view["shards"].as_array().unwrap().iter().all(|shard| {
+            let replicas = shard["replicas"].as_array().unwrap();
+            known(&shard["leader"]) && replicas.iter().filter(|&name| known(name)).count() >= copies
+        })
+}
+
+/// Whether these views agree on every shard, and its leader says that no copy is behind.
+fn agree(views: &[Value], shards: usize) -> bool {
+    (0..shards).all(|id| {
+        let same =
+            |field: &str| views.iter().all(|view| view["shards"][id][field] == views[0]["shards"][id][field]);
+        let behind = views.iter().filter_map(|view| view["shards"][id]["lag"].as_u64()).max().unwrap_or(0);
+        same("leader") && same("term") && same("replicas") && behind == 0
+    })
+}
