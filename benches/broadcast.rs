@@ -62,7 +62,7 @@ impl Hall {
                     AudienceEffect::One(..)
                     | AudienceEffect::GoLive(_)
                     | AudienceEffect::Timer(..)
-                    | AudienceEffect::Expire(_) => {}
+                    | AudienceEffect::Expire(..) => {}
                 }
             }
             self.room.flush(&mut answers);

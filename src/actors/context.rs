@@ -86,7 +86,8 @@ impl Context {
     /// The cluster as this node sees it.
     #[must_use]
     pub fn cluster_view(&self) -> ClusterView {
-        let shards: Vec<ShardView> = self.consensus.status().into_iter().map(shard_view).collect();
+        let shards: Vec<ShardView> =
+            self.neighbours.shards(&self.consensus).into_iter().map(shard_view).collect();
         let mut led: HashMap<String, u32> = HashMap::new();
         for leader in shards.iter().filter_map(|shard| shard.leader.clone()) {
             *led.entry(leader).or_default() += 1;

@@ -74,7 +74,12 @@ pub enum GatewayMsg {
     /// The host of a shard speaks, here or on another node.
     Host(FromHost),
     /// Something was held for a room for a while.
-    Expire(RoomName),
+    Expire {
+        /// The room.
+        room: RoomName,
+        /// Since which outage.
+        outage: u64,
+    },
     /// A room's host could not be told something a while ago.
     Retry(RoomName),
     /// An attempt to attach was made a while ago.
@@ -101,7 +106,7 @@ impl ractor::Message for GatewayMsg {
             | Self::Leave(_)
             | Self::Timer { .. }
             | Self::Retry(_)
-            | Self::Expire(_) => Err(BoxedDowncastErr),
+            | Self::Expire { .. } => Err(BoxedDowncastErr),
         }
     }
 
@@ -297,9 +302,9 @@ impl Actor for Gateway {
             GatewayMsg::Host(FromHost::NotLeader { shard, node, leader }) => {
                 state.not_leader(&myself, shard, &node, leader.as_deref());
             }
-            GatewayMsg::Expire(room) => {
+            GatewayMsg::Expire { room, outage } => {
                 let now_ms = state.context.clock.uptime_ms();
-                state.drive(&myself, &room, |audience, effects| audience.expire(now_ms, effects));
+                state.drive(&myself, &room, |audience, effects| audience.expire(outage, now_ms, effects));
             }
             GatewayMsg::Retry(room) => {
                 if let Some(hall) = state.halls.get_mut(&room) {
@@ -537,9 +542,10 @@ impl State {
                         hall.live.push((session, seat.outbox.clone()));
                     }
                 }
-                Effect::Expire(after_ms) => {
+                Effect::Expire(outage, after_ms) => {
                     let room = room.clone();
-                    drop(myself.send_after(Duration::from_millis(after_ms), || GatewayMsg::Expire(room)));
+                    let after = Duration::from_millis(after_ms);
+                    drop(myself.send_after(after, move || GatewayMsg::Expire { room, outage }));
                 }
                 Effect::Timer(attempt, after_ms) => {
                     let room = room.clone();

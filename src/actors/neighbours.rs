@@ -4,7 +4,7 @@ use super::SCOPE;
 use super::context::host_at;
 use super::shard_host::HostMsg;
 use crate::cluster::{Hello, LinkError, Links, LinksConfig, PeerState, PeerView};
-use crate::consensus::node::{Consensus, Past, Peer};
+use crate::consensus::node::{Consensus, Past, Peer, ShardStatus};
 use crate::consensus::transport;
 use crate::consensus::types::Incarnation;
 use crate::metrics::Metrics;
@@ -34,12 +34,14 @@ const FRAME_REPORT: u8 = 1;
 const REPORT_EVERY: Duration = Duration::from_secs(1);
 
 /// What a node tells the others of itself, for whoever asks any of them.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 struct Report {
     leaving: bool,
     ready: bool,
     rooms: u64,
     sessions: u64,
+    /// The shards that it leads: who does not keep them knows of them from here only.
+    led: Vec<ShardStatus>,
 }
 
 /// What is known of the other nodes.
@@ -166,11 +168,7 @@ impl Neighbours {
                             links.set_hello(Hello { cluster_id, has_past: true, ..hello });
                         }
                     }
-                    _ = every.tick() => {
-                        neighbours.report(&links);
-                        let lag = consensus.status().iter().filter_map(|shard| shard.lag).max().unwrap_or(0);
-                        neighbours.metrics.commit_lag.set(i64::try_from(lag).unwrap_or(i64::MAX));
-                    }
+                    _ = every.tick() => neighbours.report(&links, &consensus),
                 }
             }
         }))
@@ -219,8 +217,12 @@ impl Neighbours {
         }
     }
 
-    fn report(&self, links: &Links) {
-        let frame = tagged(FRAME_REPORT, &wire::encode(&self.own_report()));
+    fn report(&self, links: &Links, consensus: &Consensus) {
+        let mut report = self.own_report();
+        report.led = consensus.status().into_iter().filter(|shard| shard.lag.is_some()).collect();
+        let lag = report.led.iter().filter_map(|shard| shard.lag).max().unwrap_or(0);
+        self.metrics.commit_lag.set(i64::try_from(lag).unwrap_or(i64::MAX));
+        let frame = tagged(FRAME_REPORT, &wire::encode(&report));
         for peer in links.peers() {
             // Who is not there is told the next time.
             let _ = links.send(&peer.name, frame.clone());
@@ -259,7 +261,23 @@ impl Neighbours {
             ready: self.shards_without_leader().is_empty(),
             rooms: self.metrics.rooms.get().max(0) as u64,
             sessions: self.metrics.sessions.get().max(0) as u64,
+            led: Vec::new(),
         }
+    }
+
+    /// How every shard stands, by what this node knows itself and what those who lead have told.
+    #[must_use]
+    pub fn shards(&self, consensus: &Consensus) -> Vec<ShardStatus> {
+        let mut shards = consensus.status();
+        let reports = self.reports.read().unwrap_or_else(PoisonError::into_inner);
+        for told in reports.values().flat_map(|report| &report.led) {
+            if let Some(known) = shards.iter_mut().find(|known| known.shard == told.shard)
+                && (told.term > known.term || (told.term == known.term && known.lag.is_none()))
+            {
+                known.clone_from(told);
+            }
+        }
+        shards
     }
 
     /// The linked nodes.
@@ -307,7 +325,7 @@ impl Neighbours {
                 PeerState::Refused => NodeState::Refused,
             };
             let up = state == NodeState::Up;
-            let report = reports.get(&peer.name).filter(|_| up).copied().unwrap_or_default();
+            let report = reports.get(&peer.name).filter(|_| up).cloned().unwrap_or_default();
             nodes.push(NodeView {
                 shards_led: leads(&peer.name),
                 url: peer.hello.map(|hello| hello.url).filter(|url| !url.is_empty()),
@@ -325,8 +343,8 @@ impl Neighbours {
     /// Tells the others that this node is about to stop: nobody gives it anything to lead any more.
     pub fn leave(&self) {
         self.leaving.store(true, Ordering::Relaxed);
-        if let Some(links) = &self.links {
-            self.report(links);
+        if let (Some(links), Some(consensus)) = (&self.links, self.consensus.get().and_then(Weak::upgrade)) {
+            self.report(links, &consensus);
         }
     }
 

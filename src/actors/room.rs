@@ -221,7 +221,8 @@ impl State {
             ToRoom::Say { say, .. } if full => {
                 let gateway = say.from.session.gateway;
                 let number = say.from.session.number;
-                let refused = ToGateway::Refused { number, id: say.id, refusal: Refusal::Overloaded };
+                let epoch = self.arguments.epoch;
+                let refused = ToGateway::Refused { epoch, number, id: say.id, refusal: Refusal::Overloaded };
                 self.effects.push(Effect::Tell(gateway, refused));
                 return Ok(());
             }

@@ -54,8 +54,8 @@ pub enum Effect {
     GoLive(SessionNumber),
     /// Call [`Audience::timer`] with this attempt after so many ms.
     Timer(u64, u64),
-    /// Call [`Audience::expire`] after so many ms.
-    Expire(u64),
+    /// Call [`Audience::expire`] with this outage after so many ms.
+    Expire(u64, u64),
 }
 
 #[derive(Debug)]
@@ -115,16 +115,20 @@ pub struct Audience {
     retry_ms: u64,
     /// Instances lost since a batch was last heard.
     losses: u32,
-    /// Leaders of earlier terms are not believed.
-    fence: u64,
+    /// Earlier instances are not believed.
+    fence: Epoch,
+    /// Counts how often the room could not be reached any more.
+    outage: u64,
     /// The newest message the live sessions have seen.
     last: Timestamp,
     /// Everything up to here is durable, or was dropped from `relayed`.
     floor: Timestamp,
     /// What the live sessions were shown above the floor, in order.
     relayed: VecDeque<Posted>,
-    /// Whether [`Audience::expire`] will be called.
-    expiry_armed: bool,
+    /// The outage for which [`Audience::expire`] will be called.
+    expiry_armed: Option<u64>,
+    /// Whether the sync under way asks for what the live sessions may have missed.
+    asks_for_missed: bool,
     roster: BTreeMap<u64, Member>,
     places: HashMap<SessionKey, u64>,
     seats: BTreeMap<SessionNumber, Seat>,
@@ -141,11 +145,13 @@ impl Audience {
             attempt: 0,
             retry_ms: ATTACH_RETRY_MS,
             losses: 0,
-            fence: 0,
+            fence: Epoch::default(),
+            outage: 0,
             last: 0,
             floor: 0,
             relayed: VecDeque::new(),
-            expiry_armed: false,
+            expiry_armed: None,
+            asks_for_missed: false,
             roster: BTreeMap::new(),
             places: HashMap::new(),
             seats: BTreeMap::new(),
@@ -163,6 +169,21 @@ impl Audience {
     #[must_use]
     pub fn is_synced(&self) -> bool {
         matches!(self.phase, Phase::Synced { .. })
+    }
+
+    fn is_synced_with(&self, instance: Epoch) -> bool {
+        matches!(self.phase, Phase::Synced { epoch, .. } if epoch == instance)
+    }
+
+    /// The room cannot be reached until the next sync is answered.
+    fn leave_sync(&mut self, effects: &mut Vec<Effect>) {
+        if self.phase != Phase::Syncing {
+            self.phase = Phase::Syncing;
+            self.outage += 1;
+        }
+        if !self.unacked.is_empty() {
+            self.arm_expiry(HOLD_MS, effects);
+        }
     }
 
     /// A session has connected. If it was here before, `since` is what it saw last. The room is heard from now on,
@@ -233,12 +254,20 @@ impl Audience {
             ToGateway::Batch { epoch, number, durable, events } => {
                 self.batch(epoch, number, durable, &events, effects);
             }
-            // True whoever says it: what is durable once is durable for ever.
-            ToGateway::Acks { acks, durable } => {
+            ToGateway::Acks { epoch, acks, durable } => {
+                // True whoever says it: what is durable once is durable for ever.
                 acks.iter().for_each(|ack| self.ack(ack, effects));
-                self.forget_durable(durable);
+                // But what was shown up to there may be another instance's words, of which this one knows nothing.
+                if self.is_synced_with(epoch) {
+                    self.forget_durable(durable);
+                }
             }
-            ToGateway::Refused { number, id, refusal } => self.refused(number, &id, refusal, effects),
+            ToGateway::Refused { epoch, number, id, refusal } => {
+                // Another instance may take it.
+                if self.is_synced_with(epoch) {
+                    self.refused(number, &id, refusal, effects);
+                }
+            }
             ToGateway::Lost => self.lost(effects),
         }
         self.detach_if_empty(effects);
@@ -249,16 +278,13 @@ impl Audience {
     ///
     /// Returns who is in, and what was shown.
     pub fn hand_over(&mut self, term: u64, effects: &mut Vec<Effect>) -> (Vec<Member>, Vec<Posted>) {
-        self.fence = self.fence.max(term);
+        self.fence = self.fence.max(Epoch { term, instance: 0 });
         if self.phase != Phase::Apart {
-            self.phase = Phase::Syncing;
+            self.leave_sync(effects);
             self.attempt += 1;
             self.losses = 0;
             self.retry_ms = ATTACH_RETRY_MS;
             self.arm_timer(effects);
-            if !self.unacked.is_empty() {
-                self.arm_expiry(HOLD_MS, effects);
-            }
         }
         (self.live_members(), self.relayed.iter().cloned().collect())
     }
@@ -269,10 +295,14 @@ impl Audience {
             .collect()
     }
 
-    /// Refuses what was held too long for a room that cannot be reached, `now_ms` after the node has started.
-    pub fn expire(&mut self, now_ms: u64, effects: &mut Vec<Effect>) {
-        self.expiry_armed = false;
-        if self.is_synced() {
+    /// Refuses what was held too long for a room that cannot be reached since `outage`, `now_ms` after the node has
+    /// started.
+    pub fn expire(&mut self, outage: u64, now_ms: u64, effects: &mut Vec<Effect>) {
+        if self.expiry_armed != Some(outage) {
+            return; // Another is on its way.
+        }
+        self.expiry_armed = None;
+        if self.is_synced() || self.outage != outage {
             return;
         }
         let (expired, held) = std::mem::take(&mut self.unacked)
@@ -290,8 +320,8 @@ impl Audience {
     }
 
     fn arm_expiry(&mut self, after_ms: u64, effects: &mut Vec<Effect>) {
-        if !std::mem::replace(&mut self.expiry_armed, true) {
-            effects.push(Effect::Expire(after_ms));
+        if self.expiry_armed.replace(self.outage) != Some(self.outage) {
+            effects.push(Effect::Expire(self.outage, after_ms));
         }
     }
 
@@ -324,7 +354,7 @@ impl Audience {
             self.sync(effects);
         } else {
             // The room fails again and again. Do not let it spin: the timer tries anew.
-            self.phase = Phase::Syncing;
+            self.leave_sync(effects);
             self.attempt += 1;
             self.arm_timer(effects);
         }
@@ -339,7 +369,7 @@ impl Audience {
 
     /// Asks the room for everything since `last`, registers who is live and hands over what is unacknowledged.
     fn sync(&mut self, effects: &mut Vec<Effect>) {
-        self.phase = Phase::Syncing;
+        self.leave_sync(effects);
         self.attempt += 1;
         self.give_up_the_undeliverable(effects);
         let live = self.live_members();
@@ -347,9 +377,7 @@ impl Audience {
         // With them, everything is asked for that is not known to be durable, shown or not: some of what was shown may
         // have vanished with its room, and must not hide what was stamped below it since.
         let backlog = if live.is_empty() { Backlog::From(Timestamp::MAX) } else { Backlog::From(self.floor) };
-        if !self.unacked.is_empty() {
-            self.arm_expiry(HOLD_MS, effects);
-        }
+        self.asks_for_missed = !live.is_empty();
         let seats = &self.seats;
         let unacked = self
             .unacked
@@ -393,7 +421,7 @@ impl Audience {
 
     fn attached(&mut self, attached: Attached, effects: &mut Vec<Effect>) {
         let Attached { epoch, attempt, scope, messages } = attached;
-        if attempt != self.attempt || epoch.term < self.fence {
+        if attempt != self.attempt || epoch < self.fence {
             return;
         }
         match (scope, self.phase) {
@@ -408,10 +436,13 @@ impl Audience {
             }
             (Scope::Synced { roster, last, durable }, Phase::Syncing) => {
                 self.phase = Phase::Synced { epoch, heard: 0 };
+                self.fence = epoch;
                 self.retry_ms = ATTACH_RETRY_MS;
                 self.adopt_roster(roster, effects);
-                // What the room does not know of has vanished.
-                self.relayed.retain(|shown| messages.iter().any(|kept| is_same(kept, shown)));
+                if self.asks_for_missed {
+                    // What the room does not know of has vanished.
+                    self.relayed.retain(|shown| messages.iter().any(|kept| is_same(kept, shown)));
+                }
                 self.show_missed(messages, effects);
                 self.last = self.last.max(last);
                 self.forget_durable(durable);

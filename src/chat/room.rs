@@ -132,13 +132,17 @@ impl Room {
     /// anything else, and flushed.
     pub fn adopt(&mut self, inherited: Inherited, known: &mut dyn FnMut(&MessageId) -> Option<Timestamp>) {
         inherited.members.into_iter().for_each(|member| self.enter(member));
-        for message in inherited.messages {
-            if self.pending_ids.contains_key(&message.id) || known(&message.id).is_some() {
-                continue;
+        let mut unknown = inherited.messages;
+        unknown.retain(|message| known(&message.id).is_none());
+        // What was relayed last is above what was kept before. Were some of it not, it would still be kept, but must not
+        // push what is out of its place.
+        let (in_place, belated): (Vec<Message>, Vec<Message>) =
+            unknown.into_iter().partition(|message| message.timestamp > self.last);
+        for message in in_place.into_iter().chain(belated) {
+            if !self.pending_ids.contains_key(&message.id) {
+                let timestamp = message.timestamp.max(self.last + 1);
+                self.keep(Message { timestamp, ..message }, Vec::new());
             }
-            // What was relayed last is above what was kept before. Were it not, it would still be kept.
-            let timestamp = message.timestamp.max(self.last + 1);
-            self.keep(Message { timestamp, ..message }, Vec::new());
         }
     }
 
@@ -210,9 +214,10 @@ impl Room {
                 acks.entry(session.gateway).or_default().push(ack);
             }
         }
-        let durable = self.durable;
+        let (epoch, durable) = (self.epoch, self.durable);
         effects.extend(
-            acks.into_iter().map(|(gateway, acks)| Effect::Tell(gateway, ToGateway::Acks { acks, durable })),
+            acks.into_iter()
+                .map(|(gateway, acks)| Effect::Tell(gateway, ToGateway::Acks { epoch, acks, durable })),
         );
         self.trim();
     }
@@ -223,7 +228,7 @@ impl Room {
         self.pending_ids.clear();
         for Pending { id, waiting, .. } in std::mem::take(&mut self.pending) {
             for session in waiting {
-                refuse(session.gateway, session.number, id.clone(), Refusal::StorageFailed, effects);
+                refuse(self.epoch, session, id.clone(), Refusal::StorageFailed, effects);
             }
         }
     }
@@ -359,15 +364,15 @@ impl Room {
             let ack = Ack { number: session.number, id, timestamp };
             effects.push(Effect::Tell(
                 session.gateway,
-                ToGateway::Acks { acks: vec![ack], durable: self.durable },
+                ToGateway::Acks { epoch: self.epoch, acks: vec![ack], durable: self.durable },
             ));
             return;
         }
         if self.failed {
-            return refuse(session.gateway, session.number, id, Refusal::StorageFailed, effects);
+            return refuse(self.epoch, session, id, Refusal::StorageFailed, effects);
         }
         if self.pending.len() >= PENDING_MAX {
-            return refuse(session.gateway, session.number, id, Refusal::Overloaded, effects);
+            return refuse(self.epoch, session, id, Refusal::Overloaded, effects);
         }
         let timestamp = now.max(self.last + 1);
         let posted = self.keep(Message { timestamp, name, text, id }, vec![session]);
@@ -462,12 +467,7 @@ fn newest(mut messages: Vec<Posted>, max: usize) -> (Vec<Posted>, bool) {
     (messages, cut > 0)
 }
 
-fn refuse(
-    gateway: GatewayId,
-    number: SessionNumber,
-    id: MessageId,
-    refusal: Refusal,
-    effects: &mut Vec<Effect>,
-) {
-    effects.push(Effect::Tell(gateway, ToGateway::Refused { number, id, refusal }));
+fn refuse(epoch: Epoch, session: SessionKey, id: MessageId, refusal: Refusal, effects: &mut Vec<Effect>) {
+    let SessionKey { gateway, number } = session;
+    effects.push(Effect::Tell(gateway, ToGateway::Refused { epoch, number, id, refusal }));
 }

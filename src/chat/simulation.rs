@@ -44,8 +44,12 @@ struct World {
     timers: Vec<(usize, u64)>,
     /// Milliseconds since the beginning; unlike `now` it never steps back.
     uptime: u64,
-    expiries: Vec<(usize, u64)>,
+    expiries: Vec<(usize, u64, u64)>,
     clients: BTreeMap<SessionNumber, Client>,
+    /// Whether the room's actor has ever panicked: then those of another gateway may be seen to go and come.
+    failed: bool,
+    /// Who was just coming in when another node took over: their arrival may be seen twice.
+    half_in: BTreeSet<String>,
     next_id: u64,
     ids: Vec<(String, String)>,
 }
@@ -247,6 +251,7 @@ impl World {
 
     /// The room's actor panics: what it was sent is lost with it, what it appended is not.
     fn fail(&mut self) {
+        self.failed = true;
         if self.room.take().is_some() {
             self.to_room.clear();
             self.reads.clear();
@@ -260,6 +265,9 @@ impl World {
     /// opens the room.
     fn take_over(&mut self, kept: u8) {
         let kept = usize::from(kept) % (self.writing.len() + 1);
+        let is_in = |client: &&Client| client.frames.iter().any(|frame| frame["ready"] == true);
+        let half_in = self.clients.values().filter(|client| !is_in(client));
+        self.half_in.extend(half_in.map(|client| client.name.clone()));
         self.history.extend(self.writing.drain(..).take(kept).flatten());
         self.written.clear();
         self.reads.clear();
@@ -285,18 +293,26 @@ impl World {
             room.adopt(inherited, &mut |id| find(history, id));
             room.flush(effects);
         });
+        // One of the gateways hears what is left of the old leader's words before it hears of the new one.
+        self.hear_everything(kept % GATEWAYS);
         (0..GATEWAYS).for_each(|gateway| self.drive(gateway, Audience::lost));
+    }
+
+    fn hear_everything(&mut self, gateway: usize) {
+        while let Some(message) = self.to_gateway[gateway].pop_front() {
+            self.drive(gateway, |audience, effects| audience.room(message, effects));
+        }
     }
 
     fn wait(&mut self) {
         self.uptime += HOLD_MS + 1;
         let (due, later) =
-            std::mem::take(&mut self.expiries).into_iter().partition(|(_, at)| *at <= self.uptime);
+            std::mem::take(&mut self.expiries).into_iter().partition(|(_, _, at)| *at <= self.uptime);
         self.expiries = later;
-        let due: Vec<(usize, u64)> = due;
-        for (gateway, _) in due {
+        let due: Vec<(usize, u64, u64)> = due;
+        for (gateway, outage, _) in due {
             let now = self.uptime;
-            self.drive(gateway, |audience, effects| audience.expire(now, effects));
+            self.drive(gateway, |audience, effects| audience.expire(outage, now, effects));
         }
     }
 
@@ -357,7 +373,9 @@ impl World {
                 }
                 AudienceEffect::GoLive(number) => self.clients.get_mut(&number).unwrap().live = true,
                 AudienceEffect::Timer(attempt, _) => self.timers.push((gateway, attempt)),
-                AudienceEffect::Expire(after_ms) => self.expiries.push((gateway, self.uptime + after_ms)),
+                AudienceEffect::Expire(outage, after_ms) => {
+                    self.expiries.push((gateway, outage, self.uptime + after_ms));
+                }
             }
         }
     }
@@ -411,6 +429,9 @@ impl World {
             self.check_messages(client);
             self.check_arrival(client);
             assert_eq!(roster(&client.frames), present, "{}'s roster", client.name);
+            if !self.failed {
+                self.check_nobody_flickers(client);
+            }
             assert_eq!(client.settled, client.said, "{}: everything said is settled", client.name);
         }
         if present.is_empty() {
@@ -466,6 +487,18 @@ impl World {
             let due = before.min(BACKLOG_DEFAULT).min(BACKLOG_MAX.saturating_sub(since));
             let shown_before = expected.len().saturating_sub(since);
             assert!(shown_before >= due, "{}: {shown_before} of {due} from before", client.name);
+        }
+    }
+
+    /// Whoever is seen to leave has left: names are unique here.
+    fn check_nobody_flickers(&self, client: &Client) {
+        for quit in client.frames.iter().filter_map(|frame| frame["quit"].as_str()) {
+            let who = self.clients.values().find(|other| other.name == quit);
+            assert!(
+                who.is_some_and(|who| who.gone || self.half_in.contains(&who.name)),
+                "{} saw {quit} leave, who is still there",
+                client.name
+            );
         }
     }
 
@@ -597,4 +630,20 @@ fn a_transcript() {
             r#"{"quit":"u1"}"#.to_owned(),
         ]
     );
+}
+
+/// A leader of an earlier term that does not know yet that it is one is not believed, even when it is asked.
+#[test]
+fn an_answer_from_before_the_fence_is_not_believed() {
+    let mut world = World::new();
+    world.epoch.term = 1;
+    world.step(&Step::Join { gateway: 0, since: None });
+    world.settle();
+    let attempt = world.timers.last().map_or(0, |(_, attempt)| *attempt);
+    world.drive(0, |audience, effects| drop(audience.hand_over(2, effects)));
+    (0..world.timers.len()).for_each(|_| world.step(&Step::Timer { which: 0 }));
+    // The room of term 1 is still there and answers.
+    world.deliver_to_room();
+    world.hear_everything(0);
+    assert!(!world.audiences[0].is_synced(), "attempt {attempt}");
 }

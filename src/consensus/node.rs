@@ -12,6 +12,7 @@ use crate::storage::store::{Row, Store};
 use crate::storage::writer::{Change, Flush, Space, Writer};
 use openraft::alias::SnapshotOf;
 use openraft::async_runtime::watch::WatchReceiver;
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -53,7 +54,7 @@ pub struct Peer {
 pub type Directory = Arc<dyn Fn() -> Vec<Peer> + Send + Sync>;
 
 /// How one shard stands, as this node knows it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ShardStatus {
     /// Which.
     pub shard: ShardId,
@@ -193,8 +194,9 @@ impl Consensus {
                 let name = |id| membership.get_node(&id).map(|member| member.name.clone());
                 let last = metrics.last_log_index.unwrap_or(0);
                 let slowest = metrics.replication.as_ref().and_then(|replication| {
-                    let known = replication.values();
-                    known.map(|matched| matched.as_ref().map_or(0, |id| id.index)).min()
+                    let others = membership.voter_ids().filter(|id| *id != self.incarnation);
+                    let matched = others.map(|id| replication.get(&id).and_then(Option::as_ref));
+                    matched.map(|matched| matched.map_or(0, |id| id.index)).min().or(Some(last))
                 });
                 let mut replicas: Vec<String> = membership.voter_ids().filter_map(name).collect();
                 replicas.sort_unstable();

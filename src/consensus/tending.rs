@@ -84,7 +84,10 @@ impl Tender {
             stand_alone(group, consensus.incarnation).await;
             if group.raft().as_leader().is_ok() {
                 self.replace(consensus, group, peers);
-                self.balance(consensus, group, peers).await;
+                if !self.taught.contains_key(&group.id) {
+                    forget_strays(group, peers).await;
+                    self.balance(consensus, group, peers).await;
+                }
             }
         }
         self.write_replacements(consensus, &charter, peers).await;
@@ -266,6 +269,25 @@ async fn teach(group: &Group, old: Incarnation, new: Incarnation, name: &str) ->
     raft.change_membership(change, false).await.map_err(|error| error.to_string())?;
     info!(group = %group.id, node = name, "a replica is whole again");
     Ok(())
+}
+
+/// Lets go of incarnations that a replacement which was interrupted has left behind as learners.
+async fn forget_strays(group: &Group, peers: &[Peer]) {
+    let strays: BTreeSet<Incarnation> = {
+        let metrics = group.raft().metrics();
+        let metrics = metrics.borrow_watched();
+        let membership = metrics.membership_config.membership();
+        let replaced = |id, name: &str| peers.iter().any(|peer| peer.name == name && peer.incarnation != id);
+        let learners = membership.learner_ids();
+        learners
+            .filter(|id| membership.get_node(id).is_some_and(|member| replaced(*id, &member.name)))
+            .collect()
+    };
+    if !strays.is_empty()
+        && let Err(error) = group.raft().change_membership(ChangeMembers::RemoveNodes(strays), false).await
+    {
+        debug!(group = %group.id, %error, "a stray learner could not be let go of now");
+    }
 }
 
 /// The group's voters and their names.

@@ -316,6 +316,8 @@ pub enum ToGateway {
     },
     /// Messages are durable.
     Acks {
+        /// The instance that speaks.
+        epoch: Epoch,
         /// Which.
         acks: Vec<Ack>,
         /// Everything up to here is durable.
@@ -323,6 +325,8 @@ pub enum ToGateway {
     },
     /// A message was not taken.
     Refused {
+        /// The instance that speaks.
+        epoch: Epoch,
         /// Whose.
         number: SessionNumber,
         /// Which.
