@@ -10,7 +10,7 @@ use crate::actors::neighbours::{Neighbourhood, Neighbours};
 use crate::actors::root::Root;
 use crate::cluster::LinkError;
 use crate::config::Config;
-use crate::consensus::node::{Consensus, Directory, Past, Settings};
+use crate::consensus::node::{Consensus, Directory, KEPT_ENTRIES, Past, Settings};
 use crate::metrics::Metrics;
 use crate::storage::store::{OpenError, Store};
 use crate::storage::writer::Writer;
@@ -245,6 +245,7 @@ async fn consensus(
         peers: peers.map(|peer| peer.name.clone()).collect(),
         shards: config.shards,
         replicas: config.replicas,
+        kept_entries: KEPT_ENTRIES,
     };
     let directory: Directory = {
         let neighbours = Arc::clone(neighbours);

@@ -7,8 +7,8 @@
 //!   handed to every new instance of the room until one of the first two happens.
 //! - Nothing is believed of an instance this audience is not synced with, nor of any under a leader before the latest
 //!   that asked for a hand-over: what it handed over is all that its sessions have seen.
-//! - What was shown and is not known to be durable is in `relayed`, unless there was too much of it.
 
+use super::shown::Shown;
 use crate::protocol::Timestamp;
 use crate::protocol::frames::{ServerFrame, concat};
 use crate::protocol::internal::{
@@ -34,9 +34,6 @@ pub const HOLD_MS: u64 = 5_000;
 
 /// Messages held for a room that cannot be reached; whoever says more is told at once.
 pub const HELD_MAX: usize = 1024;
-
-/// Messages kept that were shown and are not known to be durable. A room refuses more before that many are.
-const RELAYED_MAX: usize = 2 * crate::chat::room::PENDING_MAX;
 
 /// After this many instances in a row failed us, wait before troubling the next.
 const LOSSES_AT_ONCE: u32 = 2;
@@ -119,12 +116,8 @@ pub struct Audience {
     fence: Epoch,
     /// Counts how often the room could not be reached any more.
     outage: u64,
-    /// The newest message the live sessions have seen.
-    last: Timestamp,
-    /// Everything up to here is durable, or was dropped from `relayed`.
-    floor: Timestamp,
-    /// What the live sessions were shown above the floor, in order.
-    relayed: VecDeque<Posted>,
+    /// What the live sessions have seen.
+    shown: Shown,
     /// The outage for which [`Audience::expire`] will be called.
     expiry_armed: Option<u64>,
     /// Whether the sync under way asks for what the live sessions may have missed.
@@ -147,9 +140,7 @@ impl Audience {
             losses: 0,
             fence: Epoch::default(),
             outage: 0,
-            last: 0,
-            floor: 0,
-            relayed: VecDeque::new(),
+            shown: Shown::default(),
             expiry_armed: None,
             asks_for_missed: false,
             roster: BTreeMap::new(),
@@ -189,7 +180,7 @@ impl Audience {
     /// A session has connected. If it was here before, `since` is what it saw last. The room is heard from now on,
     /// so that the session, once it has a name, is shown all that is said meanwhile.
     pub fn arrive(&mut self, number: SessionNumber, since: Option<Timestamp>, effects: &mut Vec<Effect>) {
-        let heard = self.is_synced().then_some(self.last);
+        let heard = self.is_synced().then_some(self.shown.last());
         let missed = since.map_or(Missed::Around(heard), Missed::Since);
         self.seats.insert(number, Seat { name: "".into(), state: SeatState::Unnamed(missed) });
         if self.phase == Phase::Apart {
@@ -259,7 +250,7 @@ impl Audience {
                 acks.iter().for_each(|ack| self.ack(ack, effects));
                 // But what was shown up to there may be another instance's words, of which this one knows nothing.
                 if self.is_synced_with(epoch) {
-                    self.forget_durable(durable);
+                    self.shown.settle(durable);
                 }
             }
             ToGateway::Refused { epoch, number, id, refusal } => {
@@ -286,7 +277,7 @@ impl Audience {
             self.retry_ms = ATTACH_RETRY_MS;
             self.arm_timer(effects);
         }
-        (self.live_members(), self.relayed.iter().cloned().collect())
+        (self.live_members(), self.shown.relayed())
     }
 
     fn live_members(&self) -> Vec<Member> {
@@ -325,25 +316,6 @@ impl Audience {
         }
     }
 
-    /// Keeps in mind what the live sessions are shown.
-    fn note_relayed(&mut self, posted: &Posted) {
-        self.last = self.last.max(posted.timestamp);
-        let place = self.relayed.partition_point(|shown| shown.timestamp <= posted.timestamp);
-        self.relayed.insert(place, posted.clone());
-        if self.relayed.len() > RELAYED_MAX
-            && let Some(dropped) = self.relayed.pop_front()
-        {
-            self.floor = self.floor.max(dropped.timestamp);
-        }
-    }
-
-    fn forget_durable(&mut self, durable: Timestamp) {
-        self.floor = self.floor.max(durable.min(self.last));
-        while self.relayed.front().is_some_and(|oldest| oldest.timestamp <= self.floor) {
-            self.relayed.pop_front();
-        }
-    }
-
     /// The room's instance is gone: find the next.
     pub fn lost(&mut self, effects: &mut Vec<Effect>) {
         if self.phase == Phase::Apart {
@@ -376,7 +348,8 @@ impl Audience {
         // Without live sessions nobody misses anything, and whoever waits brings a backlog of their own.
         // With them, everything is asked for that is not known to be durable, shown or not: some of what was shown may
         // have vanished with its room, and must not hide what was stamped below it since.
-        let backlog = if live.is_empty() { Backlog::From(Timestamp::MAX) } else { Backlog::From(self.floor) };
+        let backlog =
+            if live.is_empty() { Backlog::From(Timestamp::MAX) } else { Backlog::From(self.shown.floor()) };
         self.asks_for_missed = !live.is_empty();
         let seats = &self.seats;
         let unacked = self
@@ -385,7 +358,7 @@ impl Audience {
             .filter(|unacked| !unacked.is_held_for(seats))
             .map(Unacked::deliver)
             .collect();
-        let purpose = Purpose::Sync { live, unacked, seen: self.last };
+        let purpose = Purpose::Sync { live, unacked, seen: self.shown.last() };
         let attach = Attach { gateway: self.gateway.clone(), attempt: self.attempt, purpose, backlog };
         effects.push(Effect::Room(ToRoom::Attach(attach)));
         self.arm_timer(effects);
@@ -411,7 +384,7 @@ impl Audience {
         let Some(Seat { name, state: SeatState::Waiting(missed) }) = self.seats.get(&number) else { return };
         let backlog = match missed {
             Missed::Since(since) => Backlog::Since(*since),
-            Missed::Around(mark) => Backlog::Around(mark.unwrap_or(self.last)),
+            Missed::Around(mark) => Backlog::Around(mark.unwrap_or(self.shown.last())),
         };
         let member = Member { session: self.session(number), name: Arc::clone(name) };
         let purpose = Purpose::Enter { epoch, member };
@@ -429,8 +402,8 @@ impl Audience {
                 // Pages are read from the history: all of this is durable.
                 let upto = messages.last().map_or(0, |newest| newest.timestamp);
                 self.show_missed(messages, effects);
-                self.floor = self.floor.max(upto);
-                self.forget_durable(upto);
+                self.shown.pass_over(upto);
+                self.shown.settle(upto);
                 self.retry_ms = ATTACH_RETRY_MS;
                 self.sync(effects);
             }
@@ -441,11 +414,11 @@ impl Audience {
                 self.adopt_roster(roster, effects);
                 if self.asks_for_missed {
                     // What the room does not know of has vanished.
-                    self.relayed.retain(|shown| messages.iter().any(|kept| is_same(kept, shown)));
+                    self.shown.keep_only(&messages);
                 }
                 self.show_missed(messages, effects);
-                self.last = self.last.max(last);
-                self.forget_durable(durable);
+                self.shown.pass_over(last);
+                self.shown.settle(durable);
                 self.mark_arrivals();
                 self.say_what_was_held(epoch, effects);
                 let seats: Vec<SessionNumber> = self.seats.keys().copied().collect();
@@ -475,8 +448,8 @@ impl Audience {
         }
         seat.state = SeatState::Arriving;
         for posted in &messages {
-            if posted.timestamp > self.floor && !self.relayed.iter().any(|shown| is_same(shown, posted)) {
-                self.note_relayed(posted);
+            if !self.shown.contains(posted) {
+                self.shown.note(posted);
             }
         }
         let backlog_len: usize = messages.iter().map(|posted| posted.wire.len()).sum();
@@ -516,8 +489,11 @@ impl Audience {
         for event in events {
             match event {
                 Event::Message(posted) => {
-                    debug_assert!(posted.timestamp > self.last, "a room's timestamps strictly increase");
-                    self.note_relayed(posted);
+                    debug_assert!(
+                        posted.timestamp > self.shown.last(),
+                        "a room's timestamps strictly increase"
+                    );
+                    self.shown.note(posted);
                     frames.push(posted.wire.clone());
                     messages += 1;
                 }
@@ -541,7 +517,7 @@ impl Audience {
             }
         }
         show_everyone(&mut frames, &mut messages, effects);
-        self.forget_durable(durable);
+        self.shown.settle(durable);
     }
 
     /// Puts somebody on the roster; false when they were there already.
@@ -596,7 +572,7 @@ impl Audience {
             if let SeatState::Unnamed(Missed::Around(mark)) | SeatState::Waiting(Missed::Around(mark)) =
                 &mut seat.state
             {
-                mark.get_or_insert(self.last);
+                mark.get_or_insert(self.shown.last());
             }
         }
     }
@@ -604,9 +580,8 @@ impl Audience {
     fn show_missed(&mut self, messages: Vec<Posted>, effects: &mut Vec<Effect>) {
         let mut frames: Vec<Bytes> = Vec::with_capacity(messages.len());
         for posted in messages {
-            let shown = self.relayed.iter().any(|shown| is_same(shown, &posted));
-            if posted.timestamp > self.floor && !shown {
-                self.note_relayed(&posted);
+            if !self.shown.contains(&posted) {
+                self.shown.note(&posted);
                 frames.push(posted.wire);
             }
         }
@@ -703,11 +678,6 @@ impl Unacked {
         self.deliveries += 1;
         say
     }
-}
-
-/// Whether both are the same message at the same place.
-fn is_same(a: &Posted, b: &Posted) -> bool {
-    a.timestamp == b.timestamp && a.id == b.id
 }
 
 fn show_everyone(frames: &mut Vec<Bytes>, messages: &mut usize, effects: &mut Vec<Effect>) {

@@ -7,6 +7,7 @@ pub mod audience;
 pub mod limiter;
 pub mod room;
 pub mod session;
+mod shown;
 
 #[cfg(test)]
 mod simulation;

@@ -91,8 +91,9 @@ pub struct Group {
     tasks: [JoinHandle<()>; 2],
 }
 
-/// The configuration of every group.
-pub(super) fn config() -> Result<Arc<Config>, openraft::ConfigError> {
+/// The configuration of every group. `kept_entries` stay in the log although their effects are in the state: who was
+/// away for less catches up from the log, who was away for longer gets a copy.
+pub(super) fn config(kept_entries: u64) -> Result<Arc<Config>, openraft::ConfigError> {
     let config = Config {
         cluster_name: "parley".to_owned(),
         heartbeat_interval: HEARTBEAT_MS,
@@ -101,10 +102,9 @@ pub(super) fn config() -> Result<Arc<Config>, openraft::ConfigError> {
         enable_pre_vote: Some(true),
         max_payload_entries: 256,
         // Building one costs nothing; it only marks how much of the log may go.
-        snapshot_policy: openraft::SnapshotPolicy::LogsSinceLast(2_000),
-        // Who was away for less catches up from the log, who was away for longer gets a copy.
-        max_in_snapshot_log_to_keep: 20_000,
-        purge_batch_size: 1_000,
+        snapshot_policy: openraft::SnapshotPolicy::LogsSinceLast(kept_entries.div_ceil(10)),
+        max_in_snapshot_log_to_keep: kept_entries,
+        purge_batch_size: kept_entries.div_ceil(20),
         replication_lag_threshold: 100_000,
         install_snapshot_timeout: 600_000,
         backoff: "100ms".to_owned(),

@@ -24,6 +24,9 @@ use tokio::time::Instant;
 /// How long groups are given to find another leader when the node stops.
 const HAND_OVER_TIMEOUT: Duration = Duration::from_secs(2);
 
+/// How many entries stay in a log for those who were away: some minutes of a busy shard.
+pub const KEPT_ENTRIES: u64 = 20_000;
+
 /// What a node is to its cluster.
 #[derive(Debug, Clone)]
 pub struct Settings {
@@ -35,6 +38,8 @@ pub struct Settings {
     pub shards: u16,
     /// `cluster.replicas`
     pub replicas: u16,
+    /// How many entries stay in a log for those who were away; [`KEPT_ENTRIES`] but in tests.
+    pub kept_entries: u64,
 }
 
 /// A linked node, as agreement needs to know it.
@@ -118,7 +123,7 @@ impl Consensus {
     ) -> io::Result<Arc<Self>> {
         let transport = Transport::new(links);
         let charter = Arc::new(watch::channel(None).0);
-        let config = group::config().map_err(io::Error::other)?;
+        let config = group::config(settings.kept_entries).map_err(io::Error::other)?;
         let incarnation = store.incarnation();
         let mut groups = BTreeMap::new();
         for id in (0..settings.shards).map(GroupId).chain([GroupId::META]) {
@@ -271,3 +276,7 @@ impl Responder for Consensus {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "node_tests.rs"]
+mod tests;
