@@ -92,14 +92,16 @@ pub struct Group {
 }
 
 /// The configuration of every group. `kept_entries` stay in the log although their effects are in the state: who was
-/// away for less catches up from the log, who was away for longer gets a copy.
-pub(super) fn config(kept_entries: u64) -> Result<Arc<Config>, openraft::ConfigError> {
+/// away for less catches up from the log, who was away for longer gets a copy. A node that is `alone` has nobody to beat
+/// for and nobody's silence to wait for: its groups need no clock, and cost nothing while nothing is said.
+pub(super) fn config(kept_entries: u64, alone: bool) -> Result<Arc<Config>, openraft::ConfigError> {
     let config = Config {
         cluster_name: "parley".to_owned(),
         heartbeat_interval: HEARTBEAT_MS,
         election_timeout_min: ELECTION_MIN_MS,
         election_timeout_max: ELECTION_MAX_MS,
         enable_pre_vote: Some(true),
+        enable_tick: !alone,
         max_payload_entries: 256,
         // Building one costs nothing; it only marks how much of the log may go.
         snapshot_policy: openraft::SnapshotPolicy::LogsSinceLast(kept_entries.div_ceil(10)),

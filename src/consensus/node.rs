@@ -123,7 +123,8 @@ impl Consensus {
     ) -> io::Result<Arc<Self>> {
         let transport = Transport::new(links);
         let charter = Arc::new(watch::channel(None).0);
-        let config = group::config(settings.kept_entries).map_err(io::Error::other)?;
+        let alone = settings.peers.is_empty();
+        let config = group::config(settings.kept_entries, alone).map_err(io::Error::other)?;
         let incarnation = store.incarnation();
         let mut groups = BTreeMap::new();
         for id in (0..settings.shards).map(GroupId).chain([GroupId::META]) {

@@ -153,8 +153,10 @@ pub(super) async fn run(args: AppendArgs) -> Result<(), BenchError> {
     args.validate()?;
     let (run_id, timeout) = (run_id()?, args.common.timeout());
     let targets = args.common.resolve().await?;
-    for target in &targets {
-        probe(target, run_id, timeout).await.map_err(BenchError::Failed)?;
+    for (number, target) in (0..).zip(&targets) {
+        // A room each: the nodes of a cluster share their rooms.
+        let room = room_name(run_id, u32::MAX - number);
+        probe(target, &room, timeout).await.map_err(BenchError::Failed)?;
     }
     let outcome = crowd::play(Plan {
         run_id,
@@ -174,9 +176,8 @@ pub(super) async fn run(args: AppendArgs) -> Result<(), BenchError> {
 }
 
 /// Finds out whether the server acknowledges at all.
-async fn probe(target: &Resolved, run_id: u32, timeout: Duration) -> Result<(), String> {
-    let room = room_name(run_id, u32::MAX);
-    let invitation = Invitation { target, room: &room, index: 0, source: None };
+async fn probe(target: &Resolved, room: &str, timeout: Duration) -> Result<(), String> {
+    let invitation = Invitation { target, room, index: 0, source: None };
     let (mut client, _) = Client::admit(invitation, timeout).await?;
     client.queue(r#"{"message":"probe","id":"probe"}"#)?;
     let without =
