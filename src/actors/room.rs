@@ -268,8 +268,13 @@ impl State {
             match outcome {
                 Ok(()) => room.durable(upto, &mut self.effects),
                 Err(ProposeError::Failed) => room.storage_failed(&mut self.effects),
-                // Whether it was kept is for the next leader to say. This room is about to be closed.
-                Err(ProposeError::NotLeader) => {}
+                Err(ProposeError::NotLeader) => {
+                    // Whether it was kept is for the next instance to find out: under another leader, or under this one,
+                    // if it only meant to give the lead away.
+                    room.append_refused();
+                    let Arguments { host, lead, .. } = &self.arguments;
+                    let _ = host.cast(HostMsg::AppendRefused(*lead));
+                }
             }
         }
     }

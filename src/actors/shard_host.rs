@@ -30,8 +30,12 @@ use std::sync::Arc;
 use std::time::Duration;
 use tracing::{error, warn};
 
-/// How long gateways may take to hand over what they know. One that is slower was cut off, and its sessions with it.
-const HAND_OVER_TIMEOUT: Duration = Duration::from_millis(300);
+/// How long gateways may take to hand over what they know. One whose node falls silent leaves the process groups before
+/// that; one that is slower although its node is heard is not waited for.
+const HAND_OVER_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// How soon a turn is taken up again in which something was refused.
+const TURN_AGAIN: Duration = Duration::from_millis(50);
 
 /// The actor.
 pub struct ShardHost;
@@ -51,6 +55,10 @@ pub enum HostMsg {
     },
     /// This node's turn at leading the shard has begun or ended.
     Lead(Option<Lead>),
+    /// Something that a room appended was refused in this turn.
+    AppendRefused(Lead),
+    /// Perhaps the turn goes on in which something was refused.
+    TurnAgain,
     /// Gateways had the time to hand over.
     HandOverEnds(Lead),
     /// A room has had nobody for a while.
@@ -98,9 +106,12 @@ impl ractor::Message for HostMsg {
                 reply,
                 metadata: None,
             }),
-            Self::Lead(_) | Self::HandOverEnds(_) | Self::RoomIdle { .. } | Self::LimiterIdle { .. } => {
-                Err(BoxedDowncastErr)
-            }
+            Self::Lead(_)
+            | Self::AppendRefused(_)
+            | Self::TurnAgain
+            | Self::HandOverEnds(_)
+            | Self::RoomIdle { .. }
+            | Self::LimiterIdle { .. } => Err(BoxedDowncastErr),
         }
     }
 
@@ -196,6 +207,21 @@ impl Actor for ShardHost {
             }
             HostMsg::History { room, range, reply } => state.history(room, range, reply),
             HostMsg::Lead(lead) => state.turn_changes(&myself, lead).await?,
+            HostMsg::AppendRefused(lead) => {
+                if state.lead() == Some(lead) {
+                    warn!(shard = state.shard.0, "what rooms appended was refused; they are opened anew");
+                    state.turn_changes(&myself, None).await?;
+                    // The turn may be over: then the group says so meanwhile.
+                    drop(myself.send_after(TURN_AGAIN, || HostMsg::TurnAgain));
+                }
+            }
+            HostMsg::TurnAgain => {
+                let group = state.context.consensus.shard(state.shard).ok_or("the shard has no group")?;
+                let lead = *group.lead().borrow();
+                if matches!(state.turn, Turn::Others) && lead.is_some() {
+                    state.turn_changes(&myself, lead).await?;
+                }
+            }
             HostMsg::HandOverEnds(lead) => {
                 if let Turn::Begins(ours, inheritance) = &mut state.turn
                     && *ours == lead

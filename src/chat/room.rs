@@ -3,6 +3,7 @@
 //! Invariants:
 //! - Timestamps strictly increase within a room for ever: a stamp is above every earlier one, also of earlier
 //!   instances, whose messages the room is opened with.
+//! - Once something it appended was refused, it acknowledges and says nothing more.
 //! - A message that somebody may have heard of an earlier instance keeps its stamp, or nobody handed it over.
 //! - A message id is stamped once. Its repetitions are acknowledged with the first one's timestamp.
 //! - An ack goes out only once the message is durable, in the order of the timestamps.
@@ -91,6 +92,8 @@ pub struct Room {
     round_appends: Vec<Message>,
     /// The store has failed: nothing is taken any more.
     failed: bool,
+    /// Something it appended may not have been kept: it is deaf and mute.
+    broken: bool,
 }
 
 #[derive(Debug)]
@@ -124,6 +127,7 @@ impl Room {
             round: Vec::new(),
             round_appends: Vec::new(),
             failed: false,
+            broken: false,
         }
     }
 
@@ -134,16 +138,33 @@ impl Room {
         inherited.members.into_iter().for_each(|member| self.enter(member));
         let mut unknown = inherited.messages;
         unknown.retain(|message| known(&message.id).is_none());
-        // What was relayed last is above what was kept before. Were some of it not, it would still be kept, but must not
-        // push what is out of its place.
-        let (in_place, belated): (Vec<Message>, Vec<Message>) =
-            unknown.into_iter().partition(|message| message.timestamp > self.last);
-        for message in in_place.into_iter().chain(belated) {
+        // Everyone saw them in this order, so this is the history's order too, even where something later was kept
+        // already. Only a place that another message has, or may have, is no place any more.
+        let is_free = |timestamp| {
+            let taken = self.recent.binary_search_by_key(&timestamp, |posted| posted.timestamp).is_ok();
+            timestamp > self.floor && !taken
+        };
+        let (in_place, displaced): (Vec<Message>, Vec<Message>) =
+            unknown.into_iter().partition(|message| is_free(message.timestamp));
+        if let Some(first) = in_place.first() {
+            self.durable = self.durable.min(first.timestamp - 1);
+        }
+        for message in in_place {
             if !self.pending_ids.contains_key(&message.id) {
-                let timestamp = message.timestamp.max(self.last + 1);
-                self.keep(Message { timestamp, ..message }, Vec::new());
+                self.keep(message, Vec::new());
             }
         }
+        for message in displaced {
+            if !self.pending_ids.contains_key(&message.id) {
+                self.keep(Message { timestamp: self.last + 1, ..message }, Vec::new());
+            }
+        }
+    }
+
+    /// What was appended may not have been kept, though this instance goes on: from now on it does not. What it has
+    /// said must be handed over to another.
+    pub fn append_refused(&mut self) {
+        self.broken = true;
     }
 
     /// Whether nobody is attached and nothing is under way: the room may be closed.
@@ -166,6 +187,9 @@ impl Room {
         known: &mut dyn FnMut(&MessageId) -> Option<Timestamp>,
         effects: &mut Vec<Effect>,
     ) {
+        if self.broken {
+            return;
+        }
         match command {
             ToRoom::Attach(attach) => self.attach(attach, now, known, effects),
             ToRoom::Say { epoch, say } => {
@@ -183,6 +207,9 @@ impl Room {
     ///
     /// The append comes first, so that nothing is relayed that nobody tries to keep.
     pub fn flush(&mut self, effects: &mut Vec<Effect>) {
+        if self.broken {
+            return;
+        }
         if !self.round_appends.is_empty() {
             effects.push(Effect::Append(std::mem::take(&mut self.round_appends)));
         }
@@ -204,6 +231,9 @@ impl Room {
 
     /// Everything up to `upto` is durable: acknowledge it.
     pub fn durable(&mut self, upto: Timestamp, effects: &mut Vec<Effect>) {
+        if self.broken {
+            return; // Something before it may be missing.
+        }
         self.durable = self.durable.max(upto);
         let mut acks: BTreeMap<GatewayId, Vec<Ack>> = BTreeMap::new();
         while self.pending.front().is_some_and(|oldest| oldest.timestamp <= upto) {
@@ -242,6 +272,9 @@ impl Room {
         known: &mut dyn FnMut(&MessageId) -> Option<Timestamp>,
         effects: &mut Vec<Effect>,
     ) {
+        if self.broken {
+            return;
+        }
         // Nothing is parked under the ticket any more when the session or the gateway left meanwhile.
         if let Some(attach) = self.parked.remove(&ticket) {
             self.complete(attach, page, now, known, effects);
@@ -383,8 +416,9 @@ impl Room {
     fn keep(&mut self, message: Message, waiting: Vec<SessionKey>) -> Posted {
         let (timestamp, id) = (message.timestamp, message.id.clone());
         let posted = message.post();
-        self.last = timestamp;
-        self.recent.push_back(posted.clone());
+        self.last = self.last.max(timestamp);
+        let place = self.recent.partition_point(|earlier| earlier.timestamp < timestamp);
+        self.recent.insert(place, posted.clone());
         self.round_appends.push(message);
         self.pending_ids.insert(id.clone(), timestamp);
         self.pending.push_back(Pending { timestamp, id, waiting });

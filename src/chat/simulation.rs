@@ -90,6 +90,8 @@ enum Step {
     TakeOver {
         kept: u8,
     },
+    /// Something that was to be kept is refused, though the leader stays the same.
+    Refuse,
     /// Time passes, and nothing else.
     Wait,
 }
@@ -111,6 +113,7 @@ fn step() -> impl Strategy<Value = Step> {
         2 => any::<u8>().prop_map(|which| Step::Timer { which }),
         1 => Just(Step::ClockBack),
         1 => any::<u8>().prop_map(|kept| Step::TakeOver { kept }),
+        1 => Just(Step::Refuse),
         1 => Just(Step::Wait),
     ]
 }
@@ -160,6 +163,7 @@ impl World {
                 if let Some(messages) = self.writing.pop_front() {
                     self.written.push_back(messages.last().unwrap().timestamp);
                     self.history.extend(messages);
+                    self.history.sort_by_key(|message| message.timestamp);
                 }
             }
             Step::Written => {
@@ -186,6 +190,7 @@ impl World {
             }
             Step::ClockBack => self.now = self.now.saturating_sub(500),
             Step::TakeOver { kept } => self.take_over(kept),
+            Step::Refuse => self.refuse(),
             Step::Wait => self.wait(),
         }
     }
@@ -264,7 +269,27 @@ impl World {
     /// what it wanted to keep a beginning is kept. Another node is elected, is handed over what the gateways know, and
     /// opens the room.
     fn take_over(&mut self, kept: u8) {
-        let kept = usize::from(kept) % (self.writing.len() + 1);
+        self.epoch = Epoch { term: self.epoch.term + 1, instance: 1 };
+        self.open_anew(usize::from(kept) % (self.writing.len() + 1));
+    }
+
+    /// What was appended first is refused, what was appended behind it is kept. The room hears of both, in this order.
+    fn refuse(&mut self) {
+        if self.room.is_none() || self.writing.pop_front().is_none() {
+            return;
+        }
+        self.room_step(|room, _, _| room.append_refused());
+        while !self.writing.is_empty() {
+            self.step(&Step::Write);
+        }
+        while !self.written.is_empty() {
+            self.step(&Step::Written);
+        }
+        self.epoch.instance += 1;
+        self.open_anew(0);
+    }
+
+    fn open_anew(&mut self, kept: usize) {
         let is_in = |client: &&Client| client.frames.iter().any(|frame| frame["ready"] == true);
         let half_in = self.clients.values().filter(|client| !is_in(client));
         self.half_in.extend(half_in.map(|client| client.name.clone()));
@@ -272,7 +297,6 @@ impl World {
         self.written.clear();
         self.reads.clear();
         self.to_room.clear();
-        self.epoch = Epoch { term: self.epoch.term + 1, instance: 1 };
         let (mut inherited, mut members) = (BTreeMap::new(), Vec::new());
         for gateway in 0..GATEWAYS {
             let term = self.epoch.term;
@@ -287,6 +311,7 @@ impl World {
         let messages =
             inherited.into_values().map(|posted| posted.to_message().expect("a message")).collect();
         let inherited = Inherited { members, messages };
+        self.history.sort_by_key(|message| message.timestamp);
         let page = newest(&self.history, BACKLOG_DEFAULT);
         self.room = Some(Room::open(self.epoch, page.messages, page.more));
         self.room_step(|room, history, effects| {
