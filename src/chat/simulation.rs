@@ -50,6 +50,8 @@ struct World {
     failed: bool,
     /// Who was just coming in when another node took over: their arrival may be seen twice.
     half_in: BTreeSet<String>,
+    /// Messages that were refused a place: whoever came when one of them was the newest is owed one less.
+    refused: usize,
     next_id: u64,
     ids: Vec<(String, String)>,
 }
@@ -275,9 +277,11 @@ impl World {
 
     /// What was appended first is refused, what was appended behind it is kept. The room hears of both, in this order.
     fn refuse(&mut self) {
-        if self.room.is_none() || self.writing.pop_front().is_none() {
+        if self.room.is_none() {
             return;
         }
+        let Some(refused) = self.writing.pop_front() else { return };
+        self.refused += refused.len();
         self.room_step(|room, _, _| room.append_refused());
         while !self.writing.is_empty() {
             self.step(&Step::Write);
@@ -510,6 +514,7 @@ impl World {
             let before = self.history.partition_point(|message| message.timestamp <= came_at);
             let since = self.history.len() - before;
             let due = before.min(BACKLOG_DEFAULT).min(BACKLOG_MAX.saturating_sub(since));
+            let due = due.saturating_sub(self.refused);
             let shown_before = expected.len().saturating_sub(since);
             assert!(shown_before >= due, "{}: {shown_before} of {due} from before", client.name);
         }

@@ -180,7 +180,9 @@ async fn pump(
                 changed = watched.changed() => changed.map_err(|_| Reset)?,
                 count = from.read_buf(&mut waiting) => {
                     ended = count? == 0;
-                    if let Fault::Late(delay) = fault(state) {
+                    // The fault of the moment in which the bytes came, which may be newer than the one waited under.
+                    let now = *watched.borrow();
+                    if let Fault::Late(delay) = fault(now) {
                         tokio::time::sleep(delay).await;
                     }
                 }
