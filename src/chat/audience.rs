@@ -277,6 +277,10 @@ impl Audience {
             self.retry_ms = ATTACH_RETRY_MS;
             self.arm_timer(effects);
         }
+        for unacked in &mut self.unacked {
+            // No room failed over it, only a leader: what counts against a message begins anew.
+            unacked.deliveries = unacked.deliveries.min(1);
+        }
         (self.live_members(), self.shown.relayed())
     }
 
