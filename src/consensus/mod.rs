@@ -20,3 +20,6 @@ pub mod placement;
 pub mod tending;
 pub mod transport;
 pub mod types;
+
+#[cfg(test)]
+mod node_tests;

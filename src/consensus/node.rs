@@ -277,7 +277,3 @@ impl Responder for Consensus {
         }
     }
 }
-
-#[cfg(test)]
-#[path = "node_tests.rs"]
-mod tests;

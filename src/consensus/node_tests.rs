@@ -1,16 +1,22 @@
 //! Several nodes' groups in one process, over links that are only calls: founding, catching up, replacing.
 
-use super::*;
-use crate::consensus::group::{Lead, ProposeError};
+use super::group::{Lead, ProposeError};
+use super::node::{Consensus, Directory, Peer, Settings};
+use super::transport::Links;
+use super::types::Incarnation;
+use crate::metrics::Metrics;
 use crate::protocol::Timestamp;
 use crate::protocol::message::Message;
-use crate::protocol::names::{MessageId, RoomName};
-use crate::storage::store::Range;
-use crate::storage::writer::Durability;
+use crate::protocol::names::{MessageId, RoomName, ShardId};
+use crate::storage::store::{Range, Store};
+use crate::storage::writer::{Durability, Writer};
 use bytes::Bytes;
+use openraft::async_runtime::watch::WatchReceiver;
 use std::collections::{HashMap, HashSet};
-use std::sync::Weak;
+use std::sync::{Arc, Mutex, Weak};
+use std::time::Duration;
 use tokio::sync::oneshot;
+use tokio::time::Instant;
 
 const SHARDS: u16 = 2;
 const KEPT: u64 = 40;
