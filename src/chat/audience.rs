@@ -120,8 +120,6 @@ pub struct Audience {
     shown: Shown,
     /// The outage for which [`Audience::expire`] will be called.
     expiry_armed: Option<u64>,
-    /// Whether the sync under way asks for what the live sessions may have missed.
-    asks_for_missed: bool,
     roster: BTreeMap<u64, Member>,
     places: HashMap<SessionKey, u64>,
     seats: BTreeMap<SessionNumber, Seat>,
@@ -142,7 +140,6 @@ impl Audience {
             outage: 0,
             shown: Shown::default(),
             expiry_armed: None,
-            asks_for_missed: false,
             roster: BTreeMap::new(),
             places: HashMap::new(),
             seats: BTreeMap::new(),
@@ -349,12 +346,10 @@ impl Audience {
         self.attempt += 1;
         self.give_up_the_undeliverable(effects);
         let live = self.live_members();
-        // Without live sessions nobody misses anything, and whoever waits brings a backlog of their own.
-        // With them, everything is asked for that is not known to be durable, shown or not: some of what was shown may
-        // have vanished with its room, and must not hide what was stamped below it since.
-        let backlog =
-            if live.is_empty() { Backlog::From(Timestamp::MAX) } else { Backlog::From(self.shown.floor()) };
-        self.asks_for_missed = !live.is_empty();
+        // Everything is asked for that is not known to be durable, shown or not: some of what was shown may have vanished
+        // with its room, and must not hide what was stamped below it since. Without live sessions nobody misses anything
+        // older, and whoever waits brings a backlog of their own.
+        let backlog = if live.is_empty() { Backlog::Unsettled } else { Backlog::From(self.shown.floor()) };
         let seats = &self.seats;
         let unacked = self
             .unacked
@@ -416,10 +411,8 @@ impl Audience {
                 self.fence = epoch;
                 self.retry_ms = ATTACH_RETRY_MS;
                 self.adopt_roster(roster, effects);
-                if self.asks_for_missed {
-                    // What the room does not know of has vanished.
-                    self.shown.keep_only(&messages);
-                }
+                // What the room does not know of has vanished.
+                self.shown.keep_only(&messages);
                 self.show_missed(messages, effects);
                 self.shown.pass_over(last);
                 self.shown.settle(durable);

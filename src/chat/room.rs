@@ -301,6 +301,7 @@ impl Room {
             }),
             Backlog::Since(after) => Some(HistoryRead { after, upto: self.floor, newest: true }),
             Backlog::From(after) => Some(HistoryRead { after, upto: self.floor, newest: false }),
+            Backlog::Unsettled => None,
         };
         match read.filter(|read| read.after < read.upto) {
             None => self.complete(attach, Page::default(), now, known, effects),
@@ -334,6 +335,7 @@ impl Room {
             }
             Backlog::Around(at) => (around(self.joined_with_ring(read.messages, 0), at), false),
             Backlog::From(after) => (self.joined_with_ring(read.messages, after), false),
+            Backlog::Unsettled => (self.joined_with_ring(read.messages, self.durable), false),
             Backlog::Since(after) => {
                 let (messages, cut) = newest(self.joined_with_ring(read.messages, after), BACKLOG_MAX);
                 (messages, cut || read.more)

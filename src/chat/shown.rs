@@ -1,4 +1,5 @@
-//! What the live sessions of an audience were shown, as far as it may still vanish with its room.
+//! What the live sessions of an audience were shown, here or where they were before, as far as it may still vanish with
+//! its room.
 //!
 //! Invariant: everything the sessions were shown is durable up to `floor`, or was forgotten because there was too much
 //! of it; above it, `relayed` has it, in order.

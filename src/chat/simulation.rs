@@ -677,3 +677,30 @@ fn an_answer_from_before_the_fence_is_not_believed() {
     world.hear_everything(0);
     assert!(!world.audiences[0].is_synced(), "attempt {attempt}");
 }
+
+/// Who moves here from another gateway has seen there what is not known to be durable yet, and does not see it again.
+#[test]
+fn what_was_seen_elsewhere_is_not_shown_again() {
+    let mut world = World::new();
+    world.step(&Step::Join { gateway: 0, since: None });
+    world.settle();
+    world.step(&Step::Say { client: 0, repeat: None, with_id: true });
+    for step in [Step::ToRoom, Step::Flush, Step::Write] {
+        world.step(&step);
+    }
+    let newest = world.history[0].timestamp;
+    world.join(1, Some(newest));
+    world.name(1);
+    for _ in 0..2 {
+        world.step(&Step::ToRoom);
+        world.step(&Step::ToGateway { gateway: 1 });
+    }
+    assert!(world.clients[&1].live);
+    world.step(&Step::Say { client: 0, repeat: None, with_id: true });
+    world.step(&Step::ToRoom);
+    world.step(&Step::Flush);
+    world.hear_everything(1);
+    world.step(&Step::Fail);
+    world.settle();
+    world.check();
+}

@@ -37,6 +37,8 @@ pub enum Backlog {
     Since(Timestamp),
     /// Everything after this timestamp, a page of [`BACKLOG_MAX`](super::BACKLOG_MAX) an attach, oldest first.
     From(Timestamp),
+    /// What is not known to be durable yet. For a gateway of which nobody has seen anything.
+    Unsettled,
 }
 
 /// Something to be said.
