@@ -36,6 +36,7 @@ pub mod config;
 pub mod consensus;
 pub mod metrics;
 pub mod node;
+mod planted;
 pub mod protocol;
 pub mod storage;
 pub mod web;

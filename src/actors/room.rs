@@ -5,6 +5,7 @@ use super::gateway::GatewayMsg;
 use super::shard_host::HostMsg;
 use crate::chat::room::{Effect, HistoryRead, Inherited, Page, Room, Ticket};
 use crate::consensus::group::{Group, Lead, ProposeError};
+use crate::planted::{Bug, is_planted};
 use crate::protocol::internal::{Epoch, Refusal, ToGateway, ToRoom};
 use crate::protocol::message::Message;
 use crate::protocol::names::{GatewayId, MessageId, RoomName};
@@ -311,6 +312,9 @@ impl State {
         let Arguments { context, room, lead, .. } = &self.arguments;
         context.metrics.messages.inc_by(messages.len() as u64);
         let myself = myself.clone();
+        if is_planted(Bug::AckBeforeCommit) {
+            let _ = myself.cast(RoomMsg::Appended(upto, Ok(())));
+        }
         let done = Box::new(move |outcome| {
             // A room that failed meanwhile finds the messages in its history when it opens again.
             let _ = myself.cast(RoomMsg::Appended(upto, outcome));

@@ -9,6 +9,7 @@
 //!   that asked for a hand-over: what it handed over is all that its sessions have seen.
 
 use super::shown::Shown;
+use crate::planted::{Bug, is_planted};
 use crate::protocol::Timestamp;
 use crate::protocol::frames::{ServerFrame, concat};
 use crate::protocol::internal::{
@@ -473,6 +474,9 @@ impl Audience {
         effects: &mut Vec<Effect>,
     ) {
         let Phase::Synced { epoch: ours, heard } = self.phase else { return };
+        if epoch < ours && is_planted(Bug::StaleTerm) {
+            self.show_stale(events, effects);
+        }
         if epoch < ours {
             return; // An instance that was replaced.
         }
@@ -487,7 +491,7 @@ impl Audience {
             match event {
                 Event::Message(posted) => {
                     debug_assert!(
-                        posted.timestamp > self.shown.last(),
+                        posted.timestamp > self.shown.last() || is_planted(Bug::ClockOnly),
                         "a room's timestamps strictly increase"
                     );
                     self.shown.note(posted);
@@ -515,6 +519,19 @@ impl Audience {
         }
         show_everyone(&mut frames, &mut messages, effects);
         self.shown.settle(durable);
+    }
+
+    /// What must never be done with a replaced instance's words; for [`Bug::StaleTerm`] only.
+    fn show_stale(&self, events: &[Event], effects: &mut Vec<Effect>) {
+        let mut frames: Vec<Bytes> = events
+            .iter()
+            .filter_map(|event| match event {
+                Event::Message(posted) => Some(posted.wire.clone()),
+                Event::Joined { .. } | Event::Quit { .. } => None,
+            })
+            .collect();
+        let mut count = frames.len();
+        show_everyone(&mut frames, &mut count, effects);
     }
 
     /// Puts somebody on the roster; false when they were there already.

@@ -10,6 +10,7 @@
 //! - Every gateway that is synced hears every event since, in one order; batches are numbered without holes.
 //! - The ring of recent messages holds every message above `floor`, and at least all that are not durable yet.
 
+use crate::planted::{Bug, is_planted};
 use crate::protocol::internal::{
     Ack, Attach, Attached, Backlog, Epoch, Event, Member, Posted, Purpose, Refusal, Say, Scope, ToGateway,
     ToRoom,
@@ -387,14 +388,15 @@ impl Room {
         effects: &mut Vec<Effect>,
     ) {
         let Say { from: Member { session, name }, id, text, again } = say;
-        if let Some(timestamp) = self.pending_ids.get(&id) {
+        let dedupes = !is_planted(Bug::NoDedupe);
+        if let Some(timestamp) = self.pending_ids.get(&id).filter(|_| dedupes) {
             if let Ok(place) = self.pending.binary_search_by_key(timestamp, |pending| pending.timestamp) {
                 self.pending[place].waiting.push(session);
             }
             return;
         }
         // An id of our own making is new unless the message was sent before: no need to ask the store.
-        let seen = if again || id.client().is_some() { known(&id) } else { None };
+        let seen = if dedupes && (again || id.client().is_some()) { known(&id) } else { None };
         if let Some(timestamp) = seen {
             let ack = Ack { number: session.number, id, timestamp };
             effects.push(Effect::Tell(
@@ -409,7 +411,7 @@ impl Room {
         if self.pending.len() >= PENDING_MAX {
             return refuse(self.epoch, session, id, Refusal::Overloaded, effects);
         }
-        let timestamp = now.max(self.last + 1);
+        let timestamp = if is_planted(Bug::ClockOnly) { now } else { now.max(self.last + 1) };
         let posted = self.keep(Message { timestamp, name, text, id }, vec![session]);
         self.round.push(Event::Message(posted));
     }

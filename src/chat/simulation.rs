@@ -20,8 +20,9 @@ struct Client {
     gateway: usize,
     name: String,
     since: Option<Timestamp>,
-    /// The newest message when it came, if its gateway heard the room already.
-    came_at: Option<Timestamp>,
+    /// The newest durable message when it came, and how many were on their way then, if its gateway heard the room
+    /// already.
+    came_at: Option<(Timestamp, usize)>,
     live: bool,
     gone: bool,
     frames: Vec<Value>,
@@ -50,8 +51,6 @@ struct World {
     failed: bool,
     /// Who was just coming in when another node took over: their arrival may be seen twice.
     half_in: BTreeSet<String>,
-    /// Messages that were refused a place: whoever came when one of them was the newest is owed one less.
-    refused: usize,
     next_id: u64,
     ids: Vec<(String, String)>,
 }
@@ -200,9 +199,9 @@ impl World {
     fn join(&mut self, gateway: usize, since: Option<Timestamp>) {
         let number = self.clients.len() as SessionNumber;
         let name = format!("u{number}");
-        let newest = self.writing.iter().flatten().last().or(self.history.last());
-        let newest = newest.map_or(0, |message| message.timestamp);
-        let came_at = self.audiences[gateway].is_synced().then_some(newest);
+        let newest = self.history.last().map_or(0, |message| message.timestamp);
+        let on_its_way = self.writing.iter().flatten().count();
+        let came_at = self.audiences[gateway].is_synced().then_some((newest, on_its_way));
         let client = Client { gateway, name, since, came_at, ..Client::default() };
         self.clients.insert(number, client);
         self.audience(number, |audience, effects| audience.arrive(number, since, effects));
@@ -280,8 +279,9 @@ impl World {
         if self.room.is_none() {
             return;
         }
-        let Some(refused) = self.writing.pop_front() else { return };
-        self.refused += refused.len();
+        if self.writing.pop_front().is_none() {
+            return;
+        }
         self.room_step(|room, _, _| room.append_refused());
         while !self.writing.is_empty() {
             self.step(&Step::Write);
@@ -509,12 +509,13 @@ impl World {
             "{}'s backlog is short",
             client.name
         );
-        if let Some(came_at) = client.came_at {
-            // A hundred from before it came, or all there were, and everything since.
+        if let Some((came_at, on_its_way)) = client.came_at {
+            // A hundred from before it came, or all there were, and everything since. What was on its way then may have
+            // counted among the hundred, and got a later place in the end.
             let before = self.history.partition_point(|message| message.timestamp <= came_at);
             let since = self.history.len() - before;
             let due = before.min(BACKLOG_DEFAULT).min(BACKLOG_MAX.saturating_sub(since));
-            let due = due.saturating_sub(self.refused);
+            let due = due.saturating_sub(on_its_way);
             let shown_before = expected.len().saturating_sub(since);
             assert!(shown_before >= due, "{}: {shown_before} of {due} from before", client.name);
         }

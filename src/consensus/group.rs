@@ -5,6 +5,7 @@ use super::machine::StateMachine;
 use super::transport::Network;
 use super::types::{Append, Callback, Command, GroupId, Incarnation, Types};
 use crate::metrics::Metrics;
+use crate::planted::{Bug, is_planted};
 use crate::protocol::message::Message;
 use crate::protocol::names::RoomName;
 use openraft::alias::CommittedLeaderIdOf;
@@ -243,8 +244,9 @@ fn size(append: &Append) -> usize {
 fn lease(raft: &Raft<Types, StateMachine>, within: Duration) -> Option<Lead> {
     let leader = raft.as_leader().ok()?;
     // A leader that is its own majority has no rivals.
-    let confirmed =
-        leader.last_quorum_acked().is_some_and(|acked| acked.elapsed() < within) || is_alone(raft);
+    let confirmed = leader.last_quorum_acked().is_some_and(|acked| acked.elapsed() < within)
+        || is_alone(raft)
+        || is_planted(Bug::NoLease);
     let id = leader.to_committed_leader_id();
     confirmed.then_some(Lead { id, term: leader.leader_id().term })
 }

@@ -9,6 +9,7 @@
 
 use super::store::Store;
 use crate::metrics::Metrics;
+use crate::planted::{Bug, is_planted};
 use fjall::{OwnedWriteBatch, PersistMode};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -198,6 +199,7 @@ impl Task {
         let asked = group.iter().any(|write| write.flush == Flush::Sync && !write.changes.is_empty());
         let mode = match (asked, self.durability) {
             (false, _) => None,
+            (true, Durability::Sync) if is_planted(Bug::NoFsync) => Some(PersistMode::Buffer),
             (true, Durability::Sync) => Some(PersistMode::SyncData),
             // Into the page cache at least: a killed process loses nothing then, only a power cut does.
             (true, Durability::Interval(_)) => Some(PersistMode::Buffer),
@@ -228,6 +230,7 @@ impl Task {
 
     fn sync(&mut self) {
         if self.unsynced_since.take().is_some()
+            && !is_planted(Bug::NoFsync)
             && let Err(error) = self.store.database.persist(PersistMode::SyncData)
         {
             self.fail(&error);
