@@ -12,10 +12,12 @@
 )]
 
 #[path = "../support/cluster.rs"]
+#[expect(dead_code, reason = "some of it is for the mix of faults")]
 mod cluster;
 #[path = "../support/person.rs"]
 mod person;
 #[path = "../support/proxy.rs"]
+#[expect(dead_code, reason = "some of it is for the mix of faults")]
 mod proxy;
 #[path = "../support/mod.rs"]
 #[expect(dead_code, unused_imports, reason = "some of it is for the tests of one node alone")]

@@ -12,8 +12,9 @@ use rustix::process::Signal;
 use serde_json::Value;
 use tokio::sync::Semaphore;
 
-use crate::proxy::{Fault, Proxy, Way};
-use crate::support::{Node, Plan, Said, room_path, until};
+use crate::proxy::{Fault, Proxy, Switch, Way};
+
+use crate::support::{Disk, Node, Plan, Said, room_path, until};
 
 /// How long a cluster may take to become whole after the last fault. Generous: see [`crate::support::SOON`].
 pub(crate) const WHOLE: Duration = Duration::from_secs(40);
@@ -70,12 +71,13 @@ pub(crate) struct Shape {
     proxied: bool,
     env: Vec<(String, String)>,
     env_of: Vec<(usize, String, String)>,
+    disks: bool,
 }
 
 impl Shape {
     /// So many nodes, three copies of each of four shards, no limits, direct links.
     pub(crate) fn of(nodes: usize) -> Self {
-        Self { nodes, shards: 4, proxied: false, env: Vec::new(), env_of: Vec::new() }
+        Self { nodes, shards: 4, proxied: false, env: Vec::new(), env_of: Vec::new(), disks: false }
             .env("PARLEY_LIMITS_INTERVAL_MS", "0")
             .env("PARLEY_CLUSTER_REPLICAS", "3")
             .env("PARLEY_CLUSTER_COOKIE", COOKIE)
@@ -90,6 +92,12 @@ impl Shape {
     /// All links go through proxies that can fail.
     pub(crate) fn proxied(mut self) -> Self {
         self.proxied = true;
+        self
+    }
+
+    /// Every node has a disk and a clock that can fail.
+    pub(crate) fn on_disks(mut self) -> Self {
+        self.disks = true;
         self
     }
 
@@ -125,6 +133,7 @@ impl Shape {
         let (ip, claim) = claim();
         let mut proxies = BTreeMap::new();
         let mut nodes = Vec::new();
+        let mut disks = Vec::new();
         for index in 0..self.nodes {
             let mut plan = Plan::bare()
                 .at(SocketAddr::new(ip, HTTP_PORT + index as u16))
@@ -151,13 +160,18 @@ impl Shape {
             for (_, name, value) in self.env_of.iter().filter(|(node, ..)| *node == index) {
                 plan = plan.env(name, value);
             }
+            if self.disks {
+                let disk = Disk::new();
+                plan = disk.plan(plan);
+                disks.push(disk);
+            }
             nodes.push(Node::planned(plan));
         }
         for node in &mut nodes {
             node.spawn();
         }
         let live = vec![true; nodes.len()];
-        Cluster { nodes, live, shards: self.shards, proxies, _claim: claim }
+        Cluster { nodes, live, shards: self.shards, proxies, disks, _claim: claim }
     }
 }
 
@@ -196,6 +210,7 @@ pub(crate) struct Cluster {
     live: Vec<bool>,
     shards: u16,
     proxies: BTreeMap<(usize, usize), Proxy>,
+    disks: Vec<Disk>,
     _claim: TcpListener,
 }
 
@@ -211,6 +226,11 @@ impl Cluster {
 
     pub(crate) fn node_mut(&mut self, index: usize) -> &mut Node {
         &mut self.nodes[index]
+    }
+
+    /// The disk of a node of a cluster that was made [`Shape::on_disks`].
+    pub(crate) fn disk(&self, index: usize) -> &Disk {
+        &self.disks[index]
     }
 
     pub(crate) fn address(&self, index: usize) -> SocketAddr {
@@ -322,26 +342,35 @@ impl Cluster {
     /// Waits until every live node is a replica of every shard it should be, knows all the others, and is behind in
     /// nothing: from then on any one node may die.
     pub(crate) async fn whole(&self) {
-        self.ready().await;
+        if let Err(views) = self.becomes_whole(WHOLE).await {
+            panic!("waited {WHOLE:?} in vain until the cluster is whole; the views: {views:#?}");
+        }
+    }
+
+    /// Like [`Cluster::whole`], but returns the nodes' views when it takes longer than `limit`.
+    pub(crate) async fn becomes_whole(&self, limit: Duration) -> Result<(), Vec<Value>> {
         let live = self.live();
         let copies = live.len().min(3);
         let names: Vec<String> = live.iter().map(|&index| name(index)).collect();
         let mut views = Vec::new();
         let start = Instant::now();
-        while start.elapsed() < WHOLE {
+        while start.elapsed() < limit {
             views.clear();
+            let mut ready = true;
             for &index in &live {
                 views.extend(self.view(index).await);
+                ready = ready && self.readiness(index).await.0 == 200;
             }
-            if views.len() == live.len()
+            if ready
+                && views.len() == live.len()
                 && views.iter().all(|view| is_whole(view, &names, copies))
                 && agree(&views, usize::from(self.shards))
             {
-                return self.ready().await;
+                return Ok(());
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
-        panic!("waited {WHOLE:?} in vain until the cluster is whole; the views: {views:#?}");
+        Err(views)
     }
 
     /// The history of a room in which nobody talks, which has to be the same from every live node.
@@ -397,8 +426,26 @@ impl Cluster {
 
     /// SIGTERM, and the node has to end well and in time.
     pub(crate) async fn stop(&mut self, index: usize) {
+        assert_eq!(self.stops(index).await, Some(0), "{} stops gracefully", name(index));
+    }
+
+    /// SIGTERM; returns the exit code.
+    pub(crate) async fn stops(&mut self, index: usize) -> Option<i32> {
         self.live[index] = false;
-        assert_eq!(self.nodes[index].stop().await, Some(0), "{} stops gracefully", name(index));
+        self.nodes[index].stop().await
+    }
+
+    /// Waits until a node has ended by itself; returns its exit code, or `None` when it goes on beyond `limit`.
+    pub(crate) async fn ends(&mut self, index: usize, limit: Duration) -> Option<Option<i32>> {
+        let start = Instant::now();
+        while !self.nodes[index].has_ended() {
+            if start.elapsed() > limit {
+                return None;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        self.live[index] = false;
+        Some(self.nodes[index].ended(limit).await)
     }
 
     /// Starts a node that is down, and waits for its ready line.
@@ -473,6 +520,12 @@ impl Cluster {
         for other in self.others(index) {
             self.part(index, other, fault);
         }
+    }
+
+    /// The proxies of all links of this node.
+    pub(crate) fn switches(&self, index: usize) -> Vec<Switch> {
+        let own = self.proxies.iter().filter(|((from, to), _)| *from == index || *to == index);
+        own.map(|(_, proxy)| proxy.switch()).collect()
     }
 
     /// Resets the connections between two nodes, once.

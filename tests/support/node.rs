@@ -165,6 +165,13 @@ impl Node {
         Pid::from_child(&self.running.as_ref().expect("the node runs").child)
     }
 
+    /// The memory of the process, or `None` when it is not running.
+    pub(crate) fn resident_bytes(&self) -> Option<u64> {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).ok()?;
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+        Some(line.trim().strip_suffix(" kB")?.parse::<u64>().ok()? * 1024)
+    }
+
     /// Lines that the node wrote to standard output after its ready line.
     pub(crate) fn further_output(&self) -> Vec<String> {
         self.running.as_ref().map(|running| running.stdout.try_iter().collect()).unwrap_or_default()

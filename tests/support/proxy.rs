@@ -20,6 +20,8 @@ pub(crate) enum Fault {
     None,
     /// They arrive later.
     Late(Duration),
+    /// No more than this many of them arrive in a second.
+    Narrow(u64),
     /// They are kept back and arrive when the link is healed, as TCP does it when a network loses every packet.
     Held,
     /// They are taken and thrown away, and nothing is closed. A connection that lost bytes is reset when the link is
@@ -42,7 +44,8 @@ struct State {
 
 impl State {
     fn is_open(self) -> bool {
-        [self.forth, self.back].iter().all(|fault| matches!(fault, Fault::None | Fault::Late(_)))
+        let carries = |fault: &Fault| matches!(fault, Fault::None | Fault::Late(_) | Fault::Narrow(_));
+        [self.forth, self.back].iter().all(carries)
     }
 
     fn is_cut(self) -> bool {
@@ -94,9 +97,25 @@ impl Proxy {
         });
     }
 
+    /// What sets it from elsewhere.
+    pub(crate) fn switch(&self) -> Switch {
+        Switch(self.state.clone())
+    }
+
     /// Resets every connection there is now. New ones are taken.
     pub(crate) fn reset(&self) {
         self.state.send_modify(|state| state.reset += 1);
+    }
+}
+
+/// Sets what a proxy does, without owning it.
+#[derive(Debug)]
+pub(crate) struct Switch(watch::Sender<State>);
+
+impl Switch {
+    /// From now on this becomes of all bytes.
+    pub(crate) fn set_both(&self, fault: Fault) {
+        self.0.send_modify(|state| (state.forth, state.back) = (fault, fault));
     }
 }
 
@@ -171,19 +190,24 @@ async fn pump(
                 }
             }
             _ if lossy => return Err(Reset),
-            Fault::None | Fault::Late(_) if !waiting.is_empty() => tokio::select! {
+            Fault::None | Fault::Late(_) | Fault::Narrow(_) if !waiting.is_empty() => tokio::select! {
                 changed = watched.changed() => changed.map_err(|_| Reset)?,
                 count = to.write(&waiting) => drop(waiting.drain(..count?)),
             },
-            Fault::None | Fault::Late(_) if ended => return Ok(to.shutdown().await?),
-            Fault::None | Fault::Late(_) | Fault::Cut => tokio::select! {
+            Fault::None | Fault::Late(_) | Fault::Narrow(_) if ended => return Ok(to.shutdown().await?),
+            Fault::None | Fault::Late(_) | Fault::Narrow(_) | Fault::Cut => tokio::select! {
                 changed = watched.changed() => changed.map_err(|_| Reset)?,
                 count = from.read_buf(&mut waiting) => {
                     ended = count? == 0;
                     // The fault of the moment in which the bytes came, which may be newer than the one waited under.
                     let now = *watched.borrow();
-                    if let Fault::Late(delay) = fault(now) {
-                        tokio::time::sleep(delay).await;
+                    match fault(now) {
+                        Fault::Late(delay) => tokio::time::sleep(delay).await,
+                        Fault::Narrow(rate) => {
+                            let due = Duration::from_secs_f64(waiting.len() as f64 / rate as f64);
+                            tokio::time::sleep(due).await;
+                        }
+                        Fault::None | Fault::Held | Fault::Swallowed | Fault::Cut => {}
                     }
                 }
             },
