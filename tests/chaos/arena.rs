@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use serde_json::Value;
 use tokio::task::JoinHandle;
 use tokio_tungstenite::tungstenite::Message;
 
@@ -107,17 +108,35 @@ impl Arena {
         self.ledger.end(self.clock.now(), node, troubles);
     }
 
-    /// The node that hosts a room, as far as any live node knows.
-    async fn host(&self, room: usize) -> Option<usize> {
+    /// The shard of a room, as any live node sees it.
+    async fn shard(&self, room: usize) -> Option<Value> {
         let shard = usize::from(self.cluster.shard(&self.rooms[room % self.rooms.len()]));
         for node in self.cluster.live() {
             let Some(view) = self.cluster.view(node).await else { continue };
-            let leader = view["shards"][shard]["leader"].as_str();
-            if let Some(found) = self.cluster.all().into_iter().find(|&node| leader == Some(&name(node))) {
-                return Some(found);
+            if view["shards"][shard]["leader"].is_string() {
+                return Some(view["shards"][shard].clone());
             }
         }
         None
+    }
+
+    /// The node that hosts a room.
+    async fn host(&self, room: usize) -> Option<usize> {
+        let shard = self.shard(room).await?;
+        self.cluster.all().into_iter().find(|&node| shard["leader"] == *name(node))
+    }
+
+    /// The nodes that keep a copy of a room.
+    async fn copies(&self, room: usize) -> Option<Vec<usize>> {
+        let shard = self.shard(room).await?;
+        let replicas = shard["replicas"].as_array()?;
+        Some(
+            self.cluster
+                .all()
+                .into_iter()
+                .filter(|&node| replicas.iter().any(|one| *one == *name(node)))
+                .collect(),
+        )
     }
 
     /// The node that plays this part now, among those that run.
@@ -213,6 +232,7 @@ impl Arena {
             }
             Fault::Flap(_) => self.flap(node),
             Fault::Delay(_, ms) => self.strain(node, proxy::Fault::Late(Duration::from_millis(ms))),
+            Fault::LateWords(room, ms) => self.delay_words(room, Duration::from_millis(ms)).await,
             Fault::Throttle(_, rate) => self.strain(node, proxy::Fault::Narrow(rate)),
             Fault::Stop(_) => vec![self.stop(node).await],
             Fault::Roll => {
@@ -421,6 +441,17 @@ impl Arena {
             self.begin(node, Trouble::Strained);
         }
         self.cluster.isolate(node, fault);
+        vec![Remedy::Links]
+    }
+
+    async fn delay_words(&mut self, room: usize, delay: Duration) -> Vec<Remedy> {
+        let (Some(host), Some(copies)) = (self.host(room).await, self.copies(room).await) else {
+            return Vec::new();
+        };
+        for node in self.cluster.all().into_iter().filter(|node| !copies.contains(node)) {
+            self.begin(node, Trouble::Strained);
+            self.cluster.link(host, node, proxy::Fault::Late(delay));
+        }
         vec![Remedy::Links]
     }
 

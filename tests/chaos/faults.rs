@@ -113,6 +113,8 @@ pub(crate) enum Fault {
     Flap(Whom),
     /// Everything that one node says and hears comes this much later, in ms.
     Delay(Whom, u64),
+    /// What the host of a room says arrives this much later, in ms, at nodes that keep no copy of it.
+    LateWords(usize, u64),
     /// The links of one node carry no more than this many bytes a second.
     Throttle(Whom, u64),
     /// SIGTERM, and a start.
@@ -152,7 +154,7 @@ impl Fault {
             | Self::Bridge(..)
             | Self::OneWay(..)
             | Self::Flap(_) => Family::Cut,
-            Self::Delay(..) | Self::Throttle(..) => Family::Lag,
+            Self::Delay(..) | Self::LateWords(..) | Self::Throttle(..) => Family::Lag,
             Self::Stop(_) | Self::Roll => Family::Stop,
             Self::Wipe(_) => Family::Wipe,
             Self::DiskFull(_)
@@ -182,6 +184,7 @@ impl Fault {
             Self::OneWay(..) => "deaf or dumb one way",
             Self::Flap(_) => "flapping links",
             Self::Delay(..) => "slow links",
+            Self::LateWords(..) => "slow links to who only listens",
             Self::Throttle(..) => "narrow links",
             Self::Stop(_) => "graceful stop",
             Self::Roll => "rolling restart",
@@ -232,8 +235,9 @@ impl Fault {
                 5 => Self::OneWay(whom, number.is_multiple_of(2), way),
                 _ => Self::Flap(whom),
             },
-            Family::Lag => match seed.between(0, 2) {
+            Family::Lag => match seed.between(0, 3) {
                 0 => Self::Delay(whom, seed.between(10, 400)),
+                1 => Self::LateWords(seed.between(0, rooms as u64) as usize, seed.between(100, 1_400)),
                 _ => Self::Throttle(whom, seed.between(20_000, 400_000)),
             },
             Family::Stop => match seed.between(0, 5) {
@@ -265,7 +269,9 @@ impl Fault {
         let (shortest, longest) = match self {
             Self::Freeze(_) => (100, 20_000),
             Self::Roll | Self::SlowReaders | Self::Storm(..) => (1_000, 4_000),
-            Self::Flap(_) | Self::Delay(..) | Self::Throttle(..) | Self::Clock(..) => (1_000, 8_000),
+            Self::Flap(_) | Self::Delay(..) | Self::LateWords(..) | Self::Throttle(..) | Self::Clock(..) => {
+                (1_000, 8_000)
+            }
             _ => (200, 8_000),
         };
         // Evenly on a scale of doublings, so that the short ones are not drowned by the long.
@@ -313,6 +319,7 @@ impl fmt::Display for Fault {
             Self::OneWay(whom, false, way) => write!(f, ": {whom} hears nobody ({way:?})"),
             Self::Split(_, way) | Self::Bridge(_, way) => write!(f, " ({way:?})"),
             Self::Delay(whom, ms) => write!(f, ": {whom}, {ms} ms"),
+            Self::LateWords(room, ms) => write!(f, ": room {room}, {ms} ms"),
             Self::Throttle(whom, bytes) => write!(f, ": {whom}, {} kB/s", bytes / 1_000),
             Self::Clock(whom, seconds) => write!(f, ": {whom}, by {seconds} s"),
             Self::Storm(whom, sessions) => write!(f, ": {sessions} sessions at {whom}"),

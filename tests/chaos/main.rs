@@ -35,6 +35,9 @@ use crate::faults::{Family, Strike};
 use crate::run::{Config, run};
 use crate::support::Seed;
 
+/// One round is about so long: long enough for faults to meet each other's consequences.
+const ROUND: Duration = Duration::from_secs(60);
+
 /// What a variable says, or else a default.
 fn setting<T>(name: &str, otherwise: T, read: impl FnOnce(&str) -> Result<T, String>) -> T {
     match std::env::var(name) {
@@ -55,6 +58,7 @@ async fn a_mix_of_everything_breaks_no_promise() {
         nodes: setting("PARLEY_CHAOS_NODES", 3, number),
         seed: seed.unwrap_or_else(|| getrandom::u64().expect("the system gives random numbers") >> 32),
         length: Duration::from_secs_f64(60.0 * minutes),
+        round: ROUND,
         families: setting(
             "PARLEY_CHAOS_FAULTS",
             Family::ALL.map(|(family, _)| family).to_vec(),

@@ -25,15 +25,14 @@ const MEMORY_MAX: u64 = 700 << 20;
 /// Between two lines of progress.
 const PROGRESS_EVERY: Duration = Duration::from_secs(5);
 
-/// One round is about so long: long enough for faults to meet each other's consequences.
-const ROUND: Duration = Duration::from_secs(60);
-
 /// What is to be done.
 #[derive(Clone, Debug)]
 pub(crate) struct Config {
     pub(crate) nodes: usize,
     pub(crate) seed: u64,
     pub(crate) length: Duration,
+    /// How long people talk before they are judged.
+    pub(crate) round: Duration,
     pub(crate) families: Vec<Family>,
     /// A bug that every node has.
     pub(crate) planted: Option<&'static str>,
@@ -53,7 +52,7 @@ pub(crate) async fn run(config: &Config) -> Outcome {
             break;
         }
         let mut strikes = Strikes { seed: &mut seed, config, next: 0 };
-        let limit = arena.now() + rest.min(ROUND);
+        let limit = arena.now() + rest.min(config.round);
         Round {
             arena: &mut arena,
             outcome: &mut outcome,
@@ -131,7 +130,8 @@ impl Round<'_> {
         self.enter(strikes.seed);
         self.until_all_have_acks(WHOLE).await;
         let mut windows = Vec::new();
-        while self.arena.now() < limit && self.arena.violations.is_empty() {
+        // At least one, however short the round is.
+        while windows.is_empty() || self.arena.now() < limit && self.arena.violations.is_empty() {
             let strike = strikes.draw();
             self.pause(strike.calm).await;
             if strike.faults.iter().any(|fault| fault.is_exclusive()) {

@@ -1,5 +1,6 @@
 //! Links that fail on demand: a TCP proxy for each direction in which one node dials another.
 
+use std::collections::VecDeque;
 use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -9,9 +10,13 @@ use tokio::net::tcp::{ReadHalf, WriteHalf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 
 /// Bytes taken from one side at a time.
 const CHUNK_BYTES: usize = 64 * 1024;
+
+/// Bytes that may be on their way over a slow link.
+const LATE_BYTES_MAX: usize = 8 * 1024 * 1024;
 
 /// What becomes of the bytes that go one way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,6 +34,13 @@ pub(crate) enum Fault {
     Swallowed,
     /// Every connection is reset, and so is every new one.
     Cut,
+}
+
+impl Fault {
+    /// Bytes that may be on their way.
+    fn line_max(self) -> usize {
+        if matches!(self, Self::Late(_)) { LATE_BYTES_MAX } else { CHUNK_BYTES }
+    }
 }
 
 /// The state of the two ways of a proxy.
@@ -167,7 +179,7 @@ async fn pump(
     born: u64,
     mut watched: watch::Receiver<State>,
 ) -> Result<(), Reset> {
-    let mut waiting = Vec::with_capacity(CHUNK_BYTES);
+    let mut line = Line::default();
     let mut ended = false;
     let mut lossy = false;
     loop {
@@ -175,42 +187,76 @@ async fn pump(
         if state.is_cut() || state.reset > born {
             return Err(Reset);
         }
-        match fault(state) {
+        let now = fault(state);
+        let mut bytes = Vec::with_capacity(CHUNK_BYTES);
+        match now {
             Fault::Held => watched.changed().await.map_err(|_| Reset)?,
             Fault::Swallowed if ended => watched.changed().await.map_err(|_| Reset)?,
             Fault::Swallowed => {
-                lossy = lossy || !waiting.is_empty();
-                waiting.clear();
+                lossy = lossy || !line.parts.is_empty();
+                line = Line::default();
                 tokio::select! {
                     changed = watched.changed() => changed.map_err(|_| Reset)?,
-                    count = from.read_buf(&mut waiting) => {
+                    count = from.read_buf(&mut bytes) => {
                         ended = count? == 0;
                         lossy = true;
                     }
                 }
             }
             _ if lossy => return Err(Reset),
-            Fault::None | Fault::Late(_) | Fault::Narrow(_) if !waiting.is_empty() => tokio::select! {
-                changed = watched.changed() => changed.map_err(|_| Reset)?,
-                count = to.write(&waiting) => drop(waiting.drain(..count?)),
-            },
-            Fault::None | Fault::Late(_) | Fault::Narrow(_) if ended => return Ok(to.shutdown().await?),
+            _ if ended && line.parts.is_empty() => return Ok(to.shutdown().await?),
             Fault::None | Fault::Late(_) | Fault::Narrow(_) | Fault::Cut => tokio::select! {
                 changed = watched.changed() => changed.map_err(|_| Reset)?,
-                count = from.read_buf(&mut waiting) => {
+                count = line.pass_on(&mut to), if !line.parts.is_empty() => line.passed(count?),
+                count = from.read_buf(&mut bytes), if !ended && line.bytes < now.line_max() => {
                     ended = count? == 0;
                     // The fault of the moment in which the bytes came, which may be newer than the one waited under.
-                    let now = *watched.borrow();
-                    match fault(now) {
-                        Fault::Late(delay) => tokio::time::sleep(delay).await,
-                        Fault::Narrow(rate) => {
-                            let due = Duration::from_secs_f64(waiting.len() as f64 / rate as f64);
-                            tokio::time::sleep(due).await;
-                        }
-                        Fault::None | Fault::Held | Fault::Swallowed | Fault::Cut => {}
-                    }
+                    line.push(bytes, fault(*watched.borrow()));
                 }
             },
+        }
+    }
+}
+
+/// Bytes on their way, each with the time at which it arrives.
+#[derive(Default)]
+struct Line {
+    parts: VecDeque<(Instant, Vec<u8>)>,
+    bytes: usize,
+}
+
+impl Line {
+    fn push(&mut self, part: Vec<u8>, fault: Fault) {
+        if part.is_empty() {
+            return;
+        }
+        let now = Instant::now();
+        let due = match fault {
+            Fault::Late(delay) => now + delay,
+            Fault::Narrow(rate) => {
+                let free = self.parts.back().map_or(now, |(due, _)| *due);
+                free + Duration::from_secs_f64(part.len() as f64 / rate as f64)
+            }
+            Fault::None | Fault::Held | Fault::Swallowed | Fault::Cut => now,
+        };
+        self.bytes += part.len();
+        self.parts.push_back((due, part));
+    }
+
+    /// Writes some of the first part once it is due; nothing is written when this is cancelled.
+    async fn pass_on(&self, to: &mut WriteHalf<'_>) -> io::Result<usize> {
+        let Some((due, part)) = self.parts.front() else { return Ok(0) };
+        tokio::time::sleep_until(*due).await;
+        to.write(part).await
+    }
+
+    fn passed(&mut self, count: usize) {
+        self.bytes -= count;
+        if let Some((_, part)) = self.parts.front_mut() {
+            part.drain(..count);
+            if part.is_empty() {
+                self.parts.pop_front();
+            }
         }
     }
 }
