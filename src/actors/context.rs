@@ -182,23 +182,17 @@ fn member_of(group: &str) -> Option<ractor::ActorCell> {
 #[derive(Debug, Clone, Copy)]
 pub struct Clock {
     start: Instant,
-    offset_ms: i64,
 }
 
 impl Clock {
-    fn start() -> Self {
-        #[cfg(feature = "fault-injection")]
-        let offset_ms = super::fault::clock_offset_ms();
-        #[cfg(not(feature = "fault-injection"))]
-        let offset_ms = 0;
-        Self { start: Instant::now(), offset_ms }
+    pub(super) fn start() -> Self {
+        Self { start: Instant::now() }
     }
 
     /// Milliseconds since the Unix epoch. May step back.
     #[must_use]
     pub fn now(&self) -> Timestamp {
-        let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        (since_epoch.as_millis() as Timestamp).saturating_add_signed(self.offset_ms)
+        SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as Timestamp
     }
 
     /// Milliseconds since the node started. Never steps back.

@@ -2,7 +2,6 @@
 //!
 //! `PARLEY_FAULT_ROOM_PANIC=before|after` makes a room panic the first time it is given a message with the text
 //! `panic!`: before it does anything with it, or after it has relayed and appended it.
-//! `PARLEY_FAULT_CLOCK_OFFSET_MS=N` shifts the clock that stamps messages.
 
 use crate::chat::room::Effect;
 use crate::protocol::internal::ToRoom;
@@ -13,10 +12,6 @@ use std::sync::Mutex;
 const TRIGGER: &str = "panic!";
 
 static TRIGGERED: Mutex<Option<HashSet<MessageId>>> = Mutex::new(None);
-
-pub(super) fn clock_offset_ms() -> i64 {
-    std::env::var("PARLEY_FAULT_CLOCK_OFFSET_MS").ok().and_then(|text| text.parse().ok()).unwrap_or(0)
-}
 
 pub(super) fn maybe_panic_before(command: &ToRoom) {
     if let ToRoom::Say { say, .. } = command {

@@ -1,13 +1,14 @@
 //! The other nodes: who is linked, what they say of themselves, and how much may be sent to them.
 
 use super::SCOPE;
-use super::context::host_at;
+use super::context::{Clock, host_at};
 use super::shard_host::HostMsg;
 use crate::cluster::{Hello, LinkError, Links, LinksConfig, PeerState, PeerView};
 use crate::consensus::node::{Consensus, Past, Peer, ShardStatus};
 use crate::consensus::transport;
 use crate::consensus::types::Incarnation;
 use crate::metrics::Metrics;
+use crate::protocol::Timestamp;
 use crate::protocol::names::ShardId;
 use crate::protocol::view::{NodeState, NodeView};
 use crate::protocol::wire;
@@ -40,6 +41,8 @@ struct Report {
     ready: bool,
     rooms: u64,
     sessions: u64,
+    /// What its clock says.
+    clock: Timestamp,
     /// The shards that it leads: who does not keep them knows of them from here only.
     led: Vec<ShardStatus>,
 }
@@ -53,6 +56,10 @@ pub struct Neighbours {
     /// The linked ones: a copy that is cheap to ask.
     incarnations: RwLock<HashMap<String, Incarnation>>,
     reports: RwLock<HashMap<String, Report>>,
+    /// Who led each shard the last that was heard of it: the term, and by how many ms its clock is ahead of ours.
+    /// Remembered when it is gone.
+    clocks: RwLock<HashMap<ShardId, (u64, i64)>>,
+    clock: Clock,
     leaving: AtomicBool,
 }
 
@@ -134,6 +141,8 @@ impl Neighbours {
             consensus: OnceLock::new(),
             incarnations: RwLock::new(HashMap::new()),
             reports: RwLock::new(HashMap::new()),
+            clocks: RwLock::new(HashMap::new()),
+            clock: Clock::start(),
             leaving: AtomicBool::new(false),
         }
     }
@@ -206,7 +215,8 @@ impl Neighbours {
                 }
             }
             [FRAME_REPORT, body @ ..] => {
-                if let Some(report) = wire::decode(body) {
+                if let Some(report) = wire::decode::<Report>(body) {
+                    self.note_clocks(&report);
                     self.reports
                         .write()
                         .unwrap_or_else(PoisonError::into_inner)
@@ -220,6 +230,7 @@ impl Neighbours {
     fn report(&self, links: &Links, consensus: &Consensus) {
         let mut report = self.own_report();
         report.led = consensus.status().into_iter().filter(|shard| shard.lag.is_some()).collect();
+        self.note_clocks(&report);
         let lag = report.led.iter().filter_map(|shard| shard.lag).max().unwrap_or(0);
         self.metrics.commit_lag.set(i64::try_from(lag).unwrap_or(i64::MAX));
         let frame = tagged(FRAME_REPORT, &wire::encode(&report));
@@ -261,8 +272,29 @@ impl Neighbours {
             ready: self.shards_without_leader().is_empty(),
             rooms: self.metrics.rooms.get().max(0) as u64,
             sessions: self.metrics.sessions.get().max(0) as u64,
+            clock: self.clock.now(),
             led: Vec::new(),
         }
+    }
+
+    fn note_clocks(&self, report: &Report) {
+        let ahead_ms = report.clock.cast_signed().saturating_sub(self.clock.now().cast_signed());
+        let mut clocks = self.clocks.write().unwrap_or_else(PoisonError::into_inner);
+        for led in report.led.iter().filter(|led| led.shard.0 < self.shards) {
+            let known = clocks.entry(led.shard).or_default();
+            if led.term >= known.0 {
+                *known = (led.term, ahead_ms);
+            }
+        }
+    }
+
+    /// What the clock of whoever led `shard` before `term` says now, as far as it is ahead of this node's own.
+    #[must_use]
+    pub fn clock_of_earlier_leader(&self, shard: ShardId, term: u64) -> Timestamp {
+        let clocks = self.clocks.read().unwrap_or_else(PoisonError::into_inner);
+        let earlier = clocks.get(&shard).filter(|(known, _)| *known < term);
+        let ahead_ms = earlier.map_or(0, |(_, ahead_ms)| (*ahead_ms).max(0));
+        self.clock.now().saturating_add_signed(ahead_ms)
     }
 
     /// How every shard stands, by what this node knows itself and what those who lead have told.

@@ -58,6 +58,8 @@ pub(super) struct Arguments {
     /// The turn at leading in which the room is open.
     pub(super) lead: Lead,
     pub(super) epoch: Epoch,
+    /// When the turn began, by whichever clock was ahead.
+    pub(super) began_at: Timestamp,
     /// What it takes over from an earlier instance.
     pub(super) inherited: Inherited,
 }
@@ -240,6 +242,7 @@ impl State {
     fn opened(&mut self, found: &Found) -> Result<(), ActorProcessingErr> {
         let page = page(found);
         let mut room = Room::open(self.arguments.epoch, page.messages, page.more);
+        room.pass_by(self.arguments.began_at.max(self.arguments.context.clock.now()));
         let inherited = std::mem::take(&mut self.arguments.inherited);
         let mut lookup = Lookup::new(&self.arguments.context, &self.arguments.room);
         room.adopt(inherited, &mut |id| lookup.find(id));

@@ -18,6 +18,7 @@ use super::remote;
 use super::room::{self, RoomActor, RoomMsg};
 use crate::chat::room::Inherited;
 use crate::consensus::group::Lead;
+use crate::protocol::Timestamp;
 use crate::protocol::internal::{ToGateway, ToRoom};
 use crate::protocol::names::{GatewayId, LimiterKey, RoomName, ShardId};
 use crate::protocol::wire::{self, FromHost, ToHost};
@@ -135,6 +136,8 @@ pub struct State {
     shard: ShardId,
     context: Arc<Context>,
     turn: Turn,
+    /// When the turn began, by the clock of whoever led before, if that is ahead of ours.
+    began_at: Timestamp,
     /// With each room, the gateways that may count on it.
     rooms: Children<RoomName, RoomMsg, BTreeSet<GatewayId>>,
     limiters: Children<LimiterKey, LimiterMsg, ()>,
@@ -161,7 +164,14 @@ impl Actor for ShardHost {
         pg::monitor_scope(SCOPE.into(), myself.get_cell());
         pg::join_scoped(SCOPE.into(), shard.group(), vec![myself.get_cell()]);
         pg::join_scoped(SCOPE.into(), shard.host_group(&context.node), vec![myself.get_cell()]);
-        Ok(State { shard, context, turn: Turn::Others, rooms: Children::new(), limiters: Children::new() })
+        Ok(State {
+            shard,
+            context,
+            turn: Turn::Others,
+            began_at: 0,
+            rooms: Children::new(),
+            limiters: Children::new(),
+        })
     }
 
     async fn post_start(
@@ -288,6 +298,7 @@ impl State {
             self.turn = Turn::Others;
             return Ok(());
         };
+        self.began_at = self.context.neighbours.clock_of_earlier_leader(self.shard, lead.term);
         let question =
             FromHost::HandOver { shard: self.shard, term: lead.term, node: self.context.node.clone() };
         let mut asked = BTreeSet::new();
@@ -330,6 +341,7 @@ impl State {
             context: Arc::clone(&self.context),
             lead,
             epoch: self.context.next_epoch(lead.term),
+            began_at: self.began_at,
             inherited,
         };
         let (actor, _) = RoomActor::spawn_linked(None, RoomActor, arguments, myself.get_cell()).await?;

@@ -4,7 +4,8 @@
 //! - Timestamps strictly increase within a room for ever: a stamp is above every earlier one, also of earlier
 //!   instances, whose messages the room is opened with.
 //! - Once something it appended was refused, it acknowledges and says nothing more.
-//! - A message that somebody may have heard of an earlier instance keeps its stamp, or nobody handed it over.
+//! - A message that somebody may have heard of an earlier instance keeps its stamp, or nobody handed it over; then
+//!   all that is stamped later is above it.
 //! - A message id is stamped once. Its repetitions are acknowledged with the first one's timestamp.
 //! - An ack goes out only once the message is durable, in the order of the timestamps.
 //! - Every gateway that is synced hears every event since, in one order; batches are numbered without holes.
@@ -132,9 +133,17 @@ impl Room {
         }
     }
 
+    /// An earlier instance may have shown messages that were not kept and that nobody is left to hand over. Whoever saw
+    /// them comes back with their timestamps, so that new ones have to be above: above `clock`, what the clock of that
+    /// instance's node says now at most; or, where that clock was behind the room's last timestamp, above as many as can
+    /// have been waiting for the disk. To be called before anything else.
+    pub fn pass_by(&mut self, clock: Timestamp) {
+        self.last = if clock > self.last { clock } else { self.last + PENDING_MAX as Timestamp };
+    }
+
     /// Takes over from an earlier instance: whoever was there still is, so that nobody sees them go and come, and what
     /// somebody heard is kept under the same ids and timestamps, so that it is what they heard. To be called before
-    /// anything else, and flushed.
+    /// any command, and flushed.
     pub fn adopt(&mut self, inherited: Inherited, known: &mut dyn FnMut(&MessageId) -> Option<Timestamp>) {
         inherited.members.into_iter().for_each(|member| self.enter(member));
         let mut unknown = inherited.messages;

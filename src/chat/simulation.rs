@@ -247,7 +247,9 @@ impl World {
             self.reads.clear();
             let page = newest(&self.history, BACKLOG_DEFAULT);
             self.epoch.instance += 1;
-            self.room = Some(Room::open(self.epoch, page.messages, page.more));
+            let mut room = Room::open(self.epoch, page.messages, page.more);
+            room.pass_by(self.now);
+            self.room = Some(room);
         }
         let now = self.now;
         self.room_step(|room, history, effects| {
@@ -317,8 +319,10 @@ impl World {
         let inherited = Inherited { members, messages };
         self.history.sort_by_key(|message| message.timestamp);
         let page = newest(&self.history, BACKLOG_DEFAULT);
+        let now = self.now;
         self.room = Some(Room::open(self.epoch, page.messages, page.more));
         self.room_step(|room, history, effects| {
+            room.pass_by(now);
             room.adopt(inherited, &mut |id| find(history, id));
             room.flush(effects);
         });

@@ -23,7 +23,6 @@ mod proxy;
 #[expect(dead_code, unused_imports, reason = "some of it is for the tests of one node alone")]
 mod support;
 
-#[cfg(feature = "fault-injection")]
 mod clocks;
 mod crowds;
 mod deaths;

@@ -70,20 +70,19 @@ pub(crate) struct Shape {
     shards: u16,
     proxied: bool,
     env: Vec<(String, String)>,
-    env_of: Vec<(usize, String, String)>,
+    clocks: Vec<(usize, i64)>,
     disks: bool,
 }
 
 impl Shape {
     /// So many nodes, three copies of each of four shards, no limits, direct links.
     pub(crate) fn of(nodes: usize) -> Self {
-        Self { nodes, shards: 4, proxied: false, env: Vec::new(), env_of: Vec::new(), disks: false }
+        Self { nodes, shards: 4, proxied: false, env: Vec::new(), clocks: Vec::new(), disks: false }
             .env("PARLEY_LIMITS_INTERVAL_MS", "0")
             .env("PARLEY_CLUSTER_REPLICAS", "3")
             .env("PARLEY_CLUSTER_COOKIE", COOKIE)
     }
 
-    #[cfg(feature = "fault-injection")]
     pub(crate) fn shards(mut self, shards: u16) -> Self {
         self.shards = shards;
         self
@@ -107,11 +106,10 @@ impl Shape {
         self
     }
 
-    #[cfg(feature = "fault-injection")]
-    /// A variable of one node.
-    pub(crate) fn env_of(mut self, node: usize, name: &str, value: &str) -> Self {
-        self.env_of.push((node, name.to_owned(), value.to_owned()));
-        self
+    /// The clock of one node is this many ms ahead.
+    pub(crate) fn clock(mut self, node: usize, ahead_ms: i64) -> Self {
+        self.clocks.push((node, ahead_ms));
+        self.on_disks()
     }
 
     /// Starts all nodes and waits until each can serve every room.
@@ -157,12 +155,12 @@ impl Shape {
             for (name, value) in &self.env {
                 plan = plan.env(name, value);
             }
-            for (_, name, value) in self.env_of.iter().filter(|(node, ..)| *node == index) {
-                plan = plan.env(name, value);
-            }
             if self.disks {
                 let disk = Disk::new();
                 plan = disk.plan(plan);
+                for (_, ahead_ms) in self.clocks.iter().filter(|(node, _)| *node == index) {
+                    disk.set_clock(*ahead_ms);
+                }
                 disks.push(disk);
             }
             nodes.push(Node::planned(plan));
@@ -323,20 +321,24 @@ impl Cluster {
         leader.unwrap()
     }
 
-    #[cfg(feature = "fault-injection")]
     /// A room that this node leads. Leadership is spread evenly, so with more shards than nodes there is one.
     pub(crate) async fn room_led_by(&self, index: usize) -> String {
-        let mut found = None;
+        self.rooms_led_by(index).await.swap_remove(0)
+    }
+
+    /// A room of every shard that this node leads, of which there is at least one.
+    pub(crate) async fn rooms_led_by(&self, index: usize) -> Vec<String> {
+        let mut found = Vec::new();
         until(&format!("{} leads a shard", name(index)), WHOLE, async || {
             let Some(view) = self.view(index).await else { return false };
+            let leads = |shard: &u16| view["shards"][usize::from(*shard)]["leader"] == *name(index);
             let rooms = (0..1000).map(|number| format!("room {number}"));
-            found = rooms.into_iter().find(|room| {
-                view["shards"][usize::from(self.shard(room))]["leader"].as_str() == Some(&name(index))
-            });
-            found.is_some()
+            let rooms: BTreeMap<u16, String> = rooms.map(|room| (self.shard(&room), room)).collect();
+            found = rooms.into_iter().filter(|(shard, _)| leads(shard)).map(|(_, room)| room).collect();
+            !found.is_empty()
         })
         .await;
-        found.unwrap()
+        found
     }
 
     /// Waits until every live node is a replica of every shard it should be, knows all the others, and is behind in

@@ -91,6 +91,12 @@ impl Account {
         longest
     }
 
+    /// How many of this person's own messages were shown and are not acknowledged.
+    pub(crate) fn unacked(&self) -> usize {
+        let shown = |open: &&Open| self.shown.iter().rev().any(|said| said.id.as_ref() == Some(&open.id));
+        self.open.iter().filter(shown).count()
+    }
+
     fn last_seen(&self) -> Option<u64> {
         self.shown.last().map(|said| said.timestamp)
     }
