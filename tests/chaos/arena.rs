@@ -108,9 +108,13 @@ impl Arena {
         self.ledger.end(self.clock.now(), node, troubles);
     }
 
+    fn room(&self, number: usize) -> &str {
+        &self.rooms[number % self.rooms.len()]
+    }
+
     /// The shard of a room, as any live node sees it.
-    async fn shard(&self, room: usize) -> Option<Value> {
-        let shard = usize::from(self.cluster.shard(&self.rooms[room % self.rooms.len()]));
+    async fn shard(&self, room: &str) -> Option<Value> {
+        let shard = usize::from(self.cluster.shard(room));
         for node in self.cluster.live() {
             let Some(view) = self.cluster.view(node).await else { continue };
             if view["shards"][shard]["leader"].is_string() {
@@ -121,13 +125,13 @@ impl Arena {
     }
 
     /// The node that hosts a room.
-    async fn host(&self, room: usize) -> Option<usize> {
+    async fn host(&self, room: &str) -> Option<usize> {
         let shard = self.shard(room).await?;
         self.cluster.all().into_iter().find(|&node| shard["leader"] == *name(node))
     }
 
     /// The nodes that keep a copy of a room.
-    async fn copies(&self, room: usize) -> Option<Vec<usize>> {
+    pub(crate) async fn copies(&self, room: &str) -> Option<Vec<usize>> {
         let shard = self.shard(room).await?;
         let replicas = shard["replicas"].as_array()?;
         Some(
@@ -144,8 +148,8 @@ impl Arena {
         let live = self.cluster.live();
         let (host, draw) = match whom {
             Whom::Any(draw) => (None, draw),
-            Whom::Host(room) => (self.host(room).await, 0),
-            Whom::Gateway(room, draw) => (self.host(room).await, draw),
+            Whom::Host(room) => (self.host(self.room(room)).await, 0),
+            Whom::Gateway(room, draw) => (self.host(self.room(room)).await, draw),
         };
         match (whom, host) {
             (Whom::Host(_), Some(host)) if live.contains(&host) => host,
@@ -436,15 +440,22 @@ impl Arena {
         vec![Remedy::Links]
     }
 
-    fn strain(&mut self, node: usize, fault: proxy::Fault) -> Vec<Remedy> {
-        for node in self.cluster.all() {
-            self.begin(node, Trouble::Strained);
+    /// All links of one node become bad, and one link of each of the others.
+    fn shake(&mut self, node: usize) {
+        self.begin(node, Trouble::Shaky);
+        for other in self.cluster.others(node) {
+            self.begin(other, Trouble::Strained);
         }
+    }
+
+    fn strain(&mut self, node: usize, fault: proxy::Fault) -> Vec<Remedy> {
+        self.shake(node);
         self.cluster.isolate(node, fault);
         vec![Remedy::Links]
     }
 
     async fn delay_words(&mut self, room: usize, delay: Duration) -> Vec<Remedy> {
+        let room = self.room(room);
         let (Some(host), Some(copies)) = (self.host(room).await, self.copies(room).await) else {
             return Vec::new();
         };
@@ -456,9 +467,7 @@ impl Arena {
     }
 
     fn flap(&mut self, node: usize) -> Vec<Remedy> {
-        for node in self.cluster.all() {
-            self.begin(node, Trouble::Strained);
-        }
+        self.shake(node);
         let switches = self.cluster.switches(node);
         let task = tokio::spawn(async move {
             for fault in [proxy::Fault::Cut, proxy::Fault::None].into_iter().cycle() {
@@ -474,7 +483,7 @@ impl Arena {
         self.severed.clear();
         self.cluster.heal();
         for node in self.cluster.all() {
-            self.end(node, &[Trouble::CutOff, Trouble::Strained]);
+            self.end(node, &[Trouble::CutOff, Trouble::Strained, Trouble::Shaky]);
         }
     }
 

@@ -259,9 +259,12 @@ impl Case<'_> {
     /// tell.
     fn may_vanish(&self, node: usize, shown: Moment) -> bool {
         let all = [Trouble::Down, Trouble::Frozen, Trouble::CutOff, Trouble::Strained];
-        self.ledger
-            .beginnings(node, &all)
-            .any(|began| began <= shown + RELAYED_BEFORE && shown <= began + LAST_WORDS)
+        let before = shown.saturating_sub(LAST_WORDS);
+        self.ledger.was(node, &[Trouble::Shaky], before, shown + RELAYED_BEFORE)
+            || self
+                .ledger
+                .beginnings(node, &all)
+                .any(|began| (before..=shown + RELAYED_BEFORE).contains(&began))
     }
 
     fn check_sessions(&mut self, record: &Record) {

@@ -31,6 +31,8 @@ pub(crate) enum Trouble {
     CutOff,
     /// It does not reach everyone, or late.
     Strained,
+    /// All its links come and go, or carry little or late: again and again it is as good as cut off.
+    Shaky,
 }
 
 /// An entry: a node was in trouble from then on.

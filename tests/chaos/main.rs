@@ -21,6 +21,7 @@ mod support;
 
 mod arena;
 mod checker;
+mod copies;
 mod faults;
 mod ledger;
 mod planted;

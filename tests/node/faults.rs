@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use crate::support::{Client, Frame, Node, Plan, SOON, until};
+use crate::support::{Client, Frame, Node, Plan};
 
 async fn fragile(moment: &str) -> Node {
     Plan::new().env("PARLEY_FAULT_ROOM_PANIC", moment).panics_allowed().start().await

@@ -11,6 +11,7 @@
 )]
 
 #[path = "../support/mod.rs"]
+#[expect(dead_code, reason = "some of it is for the tests of clusters")]
 mod support;
 
 mod backlog;

@@ -292,6 +292,10 @@ impl Cluster {
         Some(reply.json())
     }
 
+    pub(crate) fn shards(&self) -> u16 {
+        self.shards
+    }
+
     /// The shard of a room.
     pub(crate) fn shard(&self, room: &str) -> u16 {
         RoomName::parse(room).unwrap().shard(self.shards).0
@@ -373,6 +377,29 @@ impl Cluster {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
         Err(views)
+    }
+
+    /// Waits until every copy has everything, which it can only while nobody talks; false when it takes longer than
+    /// `limit`.
+    pub(crate) async fn becomes_equal(&self, limit: Duration) -> bool {
+        let start = Instant::now();
+        let mut equal_since = None;
+        while start.elapsed() < limit {
+            let mut lags = Vec::new();
+            for index in self.live() {
+                let Some(view) = self.view(index).await else { continue };
+                lags.extend(
+                    view["shards"].as_array().unwrap().iter().filter_map(|shard| shard["lag"].as_u64()),
+                );
+            }
+            if lags.len() < usize::from(self.shards) || lags.iter().any(|lag| *lag > 0) {
+                equal_since = None;
+            } else if equal_since.get_or_insert_with(Instant::now).elapsed() > TOLD_WITHIN {
+                return true;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        false
     }
 
     /// The history of a room in which nobody talks, which has to be the same from every live node.
@@ -557,6 +584,9 @@ fn is_whole(view: &Value, names: &[String], copies: usize) -> bool {
             known(&shard["leader"]) && replicas.iter().filter(|&name| known(name)).count() >= copies
         })
 }
+
+/// Some heartbeats: then who has an entry also knows that it counts.
+const TOLD_WITHIN: Duration = Duration::from_millis(500);
 
 /// Entries that a copy may lack only because people talk at this very moment.
 const ON_ITS_WAY: u64 = 200;
