@@ -75,6 +75,14 @@ pub(crate) async fn run(config: &Config) -> Outcome {
             arena.find(Kind::Panicked, format!("n{}: {line}", node + 1));
         }
     }
+    if !arena.violations.is_empty() {
+        let folder = format!("{}/chaos-{}-{}", env!("CARGO_TARGET_TMPDIR"), config.seed, std::process::id());
+        std::fs::create_dir_all(&folder).unwrap();
+        for node in arena.cluster.all() {
+            std::fs::write(format!("{folder}/n{}.log", node + 1), arena.cluster.node(node).stderr()).unwrap();
+        }
+        println!("the nodes' logs are in {folder}");
+    }
     outcome.length = arena.now();
     outcome.refused_starts = arena.refused_starts;
     outcome.violations.extend(arena.violations.iter().map(|violation| {
