@@ -13,7 +13,7 @@ use crate::protocol::names::{GatewayId, RoomName, ShardId};
 use crate::protocol::private_id::Secret;
 use crate::protocol::view::{ClusterView, ShardView};
 use crate::storage::store::Store;
-use ractor::{ActorRef, pg};
+use ractor::{ActorCell, ActorId, ActorRef, pg};
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -174,8 +174,13 @@ fn shard_view(status: ShardStatus) -> ShardView {
     ShardView { id: shard.0, leader, replicas, term, commit, lag }
 }
 
-fn member_of(group: &str) -> Option<ractor::ActorCell> {
-    pg::get_scoped_members(&SCOPE.to_owned(), &group.to_owned()).into_iter().next()
+/// The one member of a group. A node whose link broke and is back has two for a moment: the later link's is right.
+fn member_of(group: &str) -> Option<ActorCell> {
+    let members = pg::get_scoped_members(&SCOPE.to_owned(), &group.to_owned());
+    members.into_iter().max_by_key(|member| match member.get_id() {
+        ActorId::Local(_) => u64::MAX,
+        ActorId::Remote { node_id, .. } => node_id,
+    })
 }
 
 /// Wall clock for timestamps, monotonic clock for waiting.

@@ -404,6 +404,11 @@ impl State {
         if let ToGateway::Acks { acks, .. } = &message {
             self.context.metrics.acks.inc_by(acks.len() as u64);
         }
+        if !self.halls.contains_key(room) {
+            // What told it that nobody is here may have been lost with a link.
+            let shard = room.shard(self.context.shards);
+            return self.tell_host(myself, shard, room, ToRoom::Detach(self.id.clone()));
+        }
         self.drive(myself, room, |audience, effects| audience.room(message, effects));
     }
 

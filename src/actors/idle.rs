@@ -33,6 +33,10 @@ impl<K: Clone + Eq + Hash, M: Message, X> Children<K, M, X> {
         self.by_name.get_mut(name)
     }
 
+    pub(super) fn iter(&self) -> impl Iterator<Item = (&K, &Child<M, X>)> {
+        self.by_name.iter()
+    }
+
     pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Child<M, X>> {
         self.by_name.values_mut()
     }

@@ -240,11 +240,12 @@ impl Neighbours {
         }
     }
 
-    /// The host that leads `shard`: the latest of those that show themselves as its leader and belong here.
+    /// The host that leads `shard`: one of those that show themselves as its leader and belong here. It says so if it is
+    /// wrong.
     #[must_use]
     pub fn leader_of(&self, shard: ShardId) -> Option<Leader> {
         let leaders = pg::get_scoped_members(&SCOPE.to_owned(), &shard.leader_group());
-        leaders.into_iter().rev().find_map(|leader| self.leader(shard, leader))
+        leaders.into_iter().find_map(|leader| self.leader(shard, leader))
     }
 
     /// `host` as the leader of `shard`, if it is a host of it on this node or a linked one.

@@ -6,7 +6,7 @@ use super::shard_host::HostMsg;
 use crate::chat::room::{Effect, HistoryRead, Inherited, Page, Room, Ticket};
 use crate::consensus::group::{Group, Lead, ProposeError};
 use crate::planted::{Bug, is_planted};
-use crate::protocol::internal::{Epoch, Refusal, ToGateway, ToRoom};
+use crate::protocol::internal::{Attach, Epoch, Purpose, Refusal, ToGateway, ToRoom};
 use crate::protocol::message::Message;
 use crate::protocol::names::{GatewayId, MessageId, RoomName};
 use crate::protocol::wire::FromHost;
@@ -206,10 +206,14 @@ impl State {
     }
 
     fn command(&mut self, command: ToRoom) -> Result<(), ActorProcessingErr> {
-        if let ToRoom::Detach(gateway) = &command {
-            // Another actor may answer to this name when it comes back.
-            self.gateways.remove(gateway);
-            self.owed.remove(gateway);
+        match &command {
+            ToRoom::Detach(gateway)
+            | ToRoom::Attach(Attach { gateway, purpose: Purpose::Sync { .. }, .. }) => {
+                // Another actor may answer to this name now, and what it has missed it asks for.
+                self.gateways.remove(gateway);
+                self.owed.remove(gateway);
+            }
+            ToRoom::Attach(_) | ToRoom::Say { .. } | ToRoom::Leave(_) => {}
         }
         let full = self.group().is_none_or(Group::is_full);
         let room = match &mut self.room {

@@ -263,7 +263,10 @@ impl Actor for ShardHost {
             SupervisionEvent::ActorTerminated(actor, _, _) => state.child_ended(&actor, "stopped unasked"),
             SupervisionEvent::ProcessGroupChanged(GroupChangeMessage::Leave(_, group, _)) => {
                 if let Some(gateway) = GatewayId::of_group(&group) {
-                    state.gateway_left(&myself, &gateway).await?;
+                    match context::gateway(&gateway) {
+                        None => state.gateway_left(&myself, &gateway).await?,
+                        Some(back) => state.gateway_is_back(&gateway, &back),
+                    }
                 }
             }
             SupervisionEvent::ProcessGroupChanged(GroupChangeMessage::Join(..))
@@ -458,6 +461,17 @@ impl State {
         } else if self.limiters.remove(actor.get_id()).is_some() {
             self.context.metrics.actor_failures.inc();
             warn!(shard = self.shard.0, reason, "a limiter failed; its address starts afresh");
+        }
+    }
+
+    /// The gateway is here over a new link, and this is old news of the old one: it may have attached meanwhile, or have
+    /// had no more reason to. It is asked.
+    fn gateway_is_back(&self, id: &GatewayId, gateway: &ActorRef<GatewayMsg>) {
+        for (room, child) in self.rooms.iter() {
+            if child.extra.contains(id) {
+                let lost = FromHost::Room { room: room.clone(), message: ToGateway::Lost };
+                let _ = gateway.cast(GatewayMsg::Host(lost));
+            }
         }
     }
 

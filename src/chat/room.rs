@@ -204,8 +204,15 @@ impl Room {
             ToRoom::Attach(attach) => self.attach(attach, now, known, effects),
             ToRoom::Say { epoch, say } => {
                 // What was meant for another instance comes again, in order, with the gateway's next sync.
-                if epoch == self.epoch && self.synced.contains_key(&say.from.session.gateway) {
+                if epoch != self.epoch {
+                    return;
+                }
+                let gateway = &say.from.session.gateway;
+                if self.synced.contains_key(gateway) {
                     self.say(say, now, known, effects);
+                } else {
+                    // Taken for gone, it does not know that it was.
+                    effects.push(Effect::Tell(gateway.clone(), ToGateway::Lost));
                 }
             }
             ToRoom::Leave(session) => self.leave(&session),

@@ -16,6 +16,9 @@ const ROOM: &str = "lobby";
 /// Long enough for a link to be given up by those who watch it.
 const OUTAGE: Duration = Duration::from_millis(2_500);
 
+/// Long enough for a link to come back in between.
+const FLAP_EVERY: Duration = Duration::from_millis(250);
+
 /// A node may take this long to say that it is not ready; a second of it is for a busy machine.
 const NOT_READY_MAX: Duration = Duration::from_secs(4);
 
@@ -55,6 +58,25 @@ async fn connections_between_nodes_that_are_reset_again_and_again_cost_nobody_a_
             cluster.reset(one, other);
         }
         goes_on(&cluster, &mut people).await;
+        conclude(&cluster, people, WHOLE).await;
+    })
+    .await;
+}
+
+/// A new link is there before the old one is quite forgotten: what still comes of that must not be taken for news of
+/// the new one.
+#[tokio::test(flavor = "multi_thread")]
+async fn links_that_come_and_go_all_the_time_leave_nobody_behind() {
+    trial(180, async {
+        let cluster = Shape::of(3).proxied().start().await;
+        let mut people = one_on_each(&cluster).await;
+        for round in 0..6 {
+            for turn in 0..8 {
+                cluster.isolate(round % 3, if turn % 2 == 0 { Fault::Cut } else { Fault::None });
+                tokio::time::sleep(FLAP_EVERY).await;
+            }
+            goes_on(&cluster, &mut people).await;
+        }
         conclude(&cluster, people, WHOLE).await;
     })
     .await;
