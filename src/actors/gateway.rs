@@ -5,7 +5,7 @@ use super::context::{self, Context};
 use super::neighbours::Leader;
 use super::remote;
 use super::shard_host::HostMsg;
-use crate::chat::audience::{Audience, Effect};
+use crate::chat::audience::{Audience, Effect, HandOver};
 use crate::protocol::Timestamp;
 use crate::protocol::internal::{ToGateway, ToRoom};
 use crate::protocol::names::{GatewayId, LimiterKey, MessageId, RoomName, SessionNumber, ShardId};
@@ -26,6 +26,10 @@ pub const SESSION_QUEUE_BYTES_MAX: usize = 1024 * 1024;
 
 /// How soon a room is attached to again whose host could not be told something.
 const OVERLOAD_RETRY: Duration = Duration::from_secs(1);
+
+/// How soon a leader is looked for again whose node had not said yet who it is, and how often.
+const FIND_LEADER_EVERY: Duration = Duration::from_millis(50);
+const FIND_LEADER_TRIES: u32 = 20;
 
 /// Members or messages of one room that are handed over together.
 const HAND_OVER_CHUNK: usize = 64;
@@ -82,6 +86,9 @@ pub enum GatewayMsg {
     },
     /// A room's host could not be told something a while ago.
     Retry(RoomName),
+    /// Somebody showed itself as the leader of a shard whose node had not said yet who it is. To be looked for so many
+    /// times more.
+    FindLeader(ShardId, u32),
     /// An attempt to attach was made a while ago.
     Timer {
         /// The room.
@@ -106,6 +113,7 @@ impl ractor::Message for GatewayMsg {
             | Self::Leave(_)
             | Self::Timer { .. }
             | Self::Retry(_)
+            | Self::FindLeader(..)
             | Self::Expire { .. } => Err(BoxedDowncastErr),
         }
     }
@@ -312,6 +320,7 @@ impl Actor for Gateway {
                 }
                 state.drive(&myself, &room, Audience::lost);
             }
+            GatewayMsg::FindLeader(shard, tries) => state.find_leader(&myself, shard, tries),
             GatewayMsg::Timer { room, attempt } => {
                 state.drive(&myself, &room, |audience, effects| audience.timer(attempt, effects));
             }
@@ -329,10 +338,11 @@ impl Actor for Gateway {
         if let SupervisionEvent::ProcessGroupChanged(change) = event {
             match change {
                 GroupChangeMessage::Join(_, group, actors) => {
-                    if let (Some(shard), Some(host)) = (ShardId::of_leader_group(&group), actors.last())
-                        && let Some(leader) = state.context.neighbours.leader(shard, host.clone())
-                    {
-                        state.leader_joined(&myself, shard, leader);
+                    if let (Some(shard), Some(host)) = (ShardId::of_leader_group(&group), actors.last()) {
+                        match state.context.neighbours.leader(shard, host.clone()) {
+                            Some(leader) => state.leader_joined(&myself, shard, leader),
+                            None => state.find_leader_later(&myself, shard, FIND_LEADER_TRIES),
+                        }
                     }
                 }
                 GroupChangeMessage::Leave(_, group, actors) => {
@@ -419,6 +429,21 @@ impl State {
         self.lost(myself, shard);
     }
 
+    fn find_leader(&mut self, myself: &ActorRef<GatewayMsg>, shard: ShardId, tries: u32) {
+        if self.leaders.contains_key(&shard) {
+            return; // Another has shown itself.
+        }
+        match self.context.neighbours.leader_of(shard) {
+            Some(leader) => self.leader_joined(myself, shard, leader),
+            None if tries > 0 => self.find_leader_later(myself, shard, tries - 1),
+            None => {} // Whoever needs it looks again.
+        }
+    }
+
+    fn find_leader_later(&self, myself: &ActorRef<GatewayMsg>, shard: ShardId, tries: u32) {
+        drop(myself.send_after(FIND_LEADER_EVERY, move || GatewayMsg::FindLeader(shard, tries)));
+    }
+
     /// The leader of a shard is gone: its rooms are to be found elsewhere.
     fn leader_left(&mut self, myself: &ActorRef<GatewayMsg>, shard: ShardId, gone: &[ActorCell]) {
         let is_gone = |leader: &Leader| gone.iter().any(|actor| actor.get_id() == leader.host.get_id());
@@ -465,14 +490,15 @@ impl State {
         let mut parts = vec![Vec::new()];
         let mut bytes = 0;
         for room in self.rooms_of(shard) {
-            let (mut members, mut messages) = (Vec::new(), Vec::new());
+            let mut handed_over = None;
             self.drive(myself, &room, |audience, effects| {
-                (members, messages) = audience.hand_over(term, effects);
+                handed_over = Some(audience.hand_over(term, effects));
             });
+            let Some(HandOver { members, messages, believed }) = handed_over else { continue };
             let members = members.chunks(HAND_OVER_CHUNK).map(|chunk| (chunk.to_vec(), Vec::new()));
             let messages = messages.chunks(HAND_OVER_CHUNK).map(|chunk| (Vec::new(), chunk.to_vec()));
             for (members, messages) in members.chain(messages) {
-                let share = Share { room: room.clone(), members, messages };
+                let share = Share { room: room.clone(), members, messages, believed };
                 bytes += share.size();
                 if bytes > HAND_OVER_PART_BYTES {
                     parts.push(Vec::new());

@@ -118,8 +118,8 @@ impl Actor for RoomActor {
         myself: ActorRef<RoomMsg>,
         state: &mut State,
     ) -> Result<(), ActorProcessingErr> {
-        let Arguments { room, context, lead, .. } = &state.arguments;
-        tokio::spawn(open(myself, room.clone(), *lead, Arc::clone(context)));
+        let Arguments { room, host, context, lead, .. } = &state.arguments;
+        tokio::spawn(open(myself, host.clone(), room.clone(), *lead, Arc::clone(context)));
         Ok(())
     }
 
@@ -141,15 +141,25 @@ impl Actor for RoomActor {
 }
 
 /// Waits until everything an earlier instance appended can be read, and reads the newest of it.
-async fn open(myself: ActorRef<RoomMsg>, room: RoomName, lead: Lead, context: Arc<Context>) {
+async fn open(
+    myself: ActorRef<RoomMsg>,
+    host: ActorRef<HostMsg>,
+    room: RoomName,
+    lead: Lead,
+    context: Arc<Context>,
+) {
     let (done, written) = oneshot::channel();
     let done = Box::new(move |outcome| {
         let _ = done.send(outcome);
     });
     if let Some(group) = context.consensus.shard(room.shard(context.shards)) {
         group.propose(lead, room.clone(), Vec::new(), done);
-        // A store that fails to write can still be read, and refuses what is said later on.
-        let _ = written.await;
+        // A store that fails to write can still be read, and refuses what is said later on. But while the lead is being
+        // given away, something may be on its way into the history that nobody can be asked to wait for.
+        if let Ok(Err(ProposeError::NotLeader)) = written.await {
+            let _ = host.cast(HostMsg::AppendRefused(lead));
+            return;
+        }
     }
     if let Some(found) = context.read(move |store| store.read_newest(&room)).await {
         let _ = myself.cast(RoomMsg::Opened(found));

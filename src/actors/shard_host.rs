@@ -454,8 +454,8 @@ impl State {
             );
             for id in child.extra {
                 if let Some(gateway) = context::gateway(&id) {
-                    let lost = FromHost::Room { room: room.clone(), message: ToGateway::Lost };
-                    let _ = gateway.cast(GatewayMsg::Host(lost));
+                    let failed = FromHost::Room { room: room.clone(), message: ToGateway::Failed };
+                    let _ = gateway.cast(GatewayMsg::Host(failed));
                 }
             }
         } else if self.limiters.remove(actor.get_id()).is_some() {

@@ -9,6 +9,7 @@
 //!   that asked for a hand-over: what it handed over is all that its sessions have seen.
 
 use super::shown::Shown;
+use super::unacked::Unacked;
 use crate::planted::{Bug, is_planted};
 use crate::protocol::Timestamp;
 use crate::protocol::frames::{ServerFrame, concat};
@@ -18,11 +19,8 @@ use crate::protocol::internal::{
 };
 use crate::protocol::names::{GatewayId, MessageId, SessionKey, SessionNumber};
 use bytes::{Bytes, BytesMut};
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
-
-/// How often a message is handed to a room that fails before its sender is told that it cannot be delivered.
-pub const DELIVERIES_MAX: u32 = 5;
 
 /// An attach is repeated when no answer came in this time, in ms; the time doubles with each try.
 const ATTACH_RETRY_MS: u64 = 1_000;
@@ -94,13 +92,15 @@ enum Phase {
     Synced { epoch: Epoch, heard: u64 },
 }
 
+/// What an audience hands over to a new leader.
 #[derive(Debug)]
-struct Unacked {
-    say: Say,
-    /// How often it was handed to a room.
-    deliveries: u32,
-    /// When it was said, in ms of the node's uptime.
-    said_at: u64,
+pub struct HandOver {
+    /// Who is in.
+    pub members: Vec<Member>,
+    /// What they were shown and is not known to be durable, in order.
+    pub messages: Vec<Posted>,
+    /// The latest term whose leader had asked or was heard before.
+    pub believed: u64,
 }
 
 /// The sessions of one room on one gateway.
@@ -124,7 +124,7 @@ pub struct Audience {
     roster: BTreeMap<u64, Member>,
     places: HashMap<SessionKey, u64>,
     seats: BTreeMap<SessionNumber, Seat>,
-    unacked: VecDeque<Unacked>,
+    unacked: Unacked,
 }
 
 impl Audience {
@@ -144,7 +144,7 @@ impl Audience {
             roster: BTreeMap::new(),
             places: HashMap::new(),
             seats: BTreeMap::new(),
-            unacked: VecDeque::new(),
+            unacked: Unacked::default(),
         }
     }
 
@@ -228,12 +228,11 @@ impl Audience {
         }
         let Some(seat) = self.seats.get(&number) else { return };
         let from = Member { session: self.session(number), name: Arc::clone(&seat.name) };
-        let say = Say { from, id, text, again: false };
-        let mut unacked = Unacked { say, deliveries: 0, said_at: now_ms };
-        if let (Phase::Synced { epoch, .. }, false) = (self.phase, seat.is_waiting()) {
-            effects.push(Effect::Room(ToRoom::Say { epoch, say: unacked.deliver() }));
+        let waiting = seat.is_waiting();
+        self.unacked.push(Say { from, id, text, again: false }, now_ms);
+        if let (Phase::Synced { epoch, .. }, false) = (self.phase, waiting) {
+            effects.extend(self.unacked.deliver_newest().map(|say| Effect::Room(ToRoom::Say { epoch, say })));
         }
-        self.unacked.push_back(unacked);
     }
 
     /// The room speaks.
@@ -258,6 +257,10 @@ impl Audience {
                 }
             }
             ToGateway::Lost => self.lost(effects),
+            ToGateway::Failed => {
+                self.unacked.count_failure();
+                self.lost(effects);
+            }
         }
         self.detach_if_empty(effects);
     }
@@ -265,8 +268,8 @@ impl Audience {
     /// A node was elected under `term` and asks for what was shown here and is not known to be durable. From now on
     /// nobody before it is believed: what is returned is all there will be. The room is found again with the leader.
     ///
-    /// Returns who is in, and what was shown.
-    pub fn hand_over(&mut self, term: u64, effects: &mut Vec<Effect>) -> (Vec<Member>, Vec<Posted>) {
+    pub fn hand_over(&mut self, term: u64, effects: &mut Vec<Effect>) -> HandOver {
+        let believed = self.fence.term;
         self.fence = self.fence.max(Epoch { term, instance: 0 });
         if self.phase != Phase::Apart {
             self.leave_sync(effects);
@@ -275,11 +278,7 @@ impl Audience {
             self.retry_ms = ATTACH_RETRY_MS;
             self.arm_timer(effects);
         }
-        for unacked in &mut self.unacked {
-            // No room failed over it, only a leader: what counts against a message begins anew.
-            unacked.deliveries = unacked.deliveries.min(1);
-        }
-        (self.live_members(), self.shown.relayed())
+        HandOver { members: self.live_members(), messages: self.shown.relayed(), believed }
     }
 
     fn live_members(&self) -> Vec<Member> {
@@ -298,15 +297,11 @@ impl Audience {
         if self.is_synced() || self.outage != outage {
             return;
         }
-        let (expired, held) = std::mem::take(&mut self.unacked)
-            .into_iter()
-            .partition(|unacked: &Unacked| unacked.said_at + HOLD_MS <= now_ms);
-        self.unacked = held;
-        for Unacked { say, .. } in expired {
+        for say in self.unacked.take_held_longer(HOLD_MS, now_ms) {
             self.settle_with_refusal(say.from.session.number, &say.id, Refusal::Unavailable, effects);
         }
-        if let Some(oldest) = self.unacked.front() {
-            let remaining = (oldest.said_at + HOLD_MS).saturating_sub(now_ms);
+        if let Some(oldest) = self.unacked.oldest() {
+            let remaining = (oldest + HOLD_MS).saturating_sub(now_ms);
             self.arm_expiry(remaining, effects);
         }
         self.detach_if_empty(effects);
@@ -352,12 +347,7 @@ impl Audience {
         // older, and whoever waits brings a backlog of their own.
         let backlog = if live.is_empty() { Backlog::Unsettled } else { Backlog::From(self.shown.floor()) };
         let seats = &self.seats;
-        let unacked = self
-            .unacked
-            .iter_mut()
-            .filter(|unacked| !unacked.is_held_for(seats))
-            .map(Unacked::deliver)
-            .collect();
+        let unacked = self.unacked.deliver(|say| !is_held_for(say, seats));
         let purpose = Purpose::Sync { live, unacked, seen: self.shown.last() };
         let attach = Attach { gateway: self.gateway.clone(), attempt: self.attempt, purpose, backlog };
         effects.push(Effect::Room(ToRoom::Attach(attach)));
@@ -370,11 +360,7 @@ impl Audience {
     }
 
     fn give_up_the_undeliverable(&mut self, effects: &mut Vec<Effect>) {
-        let (keep, give_up) = std::mem::take(&mut self.unacked)
-            .into_iter()
-            .partition(|unacked: &Unacked| unacked.deliveries < DELIVERIES_MAX);
-        self.unacked = keep;
-        for Unacked { say, .. } in give_up {
+        for say in self.unacked.take_undeliverable() {
             self.settle_with_refusal(say.from.session.number, &say.id, Refusal::Undeliverable, effects);
         }
     }
@@ -606,10 +592,8 @@ impl Audience {
     /// Says what was held back while there was no room to say it in, or its session was not in yet.
     fn say_what_was_held(&mut self, epoch: Epoch, effects: &mut Vec<Effect>) {
         let seats = &self.seats;
-        for unacked in self.unacked.iter_mut().filter(|unacked| unacked.deliveries == 0) {
-            if !unacked.is_held_for(seats) {
-                effects.push(Effect::Room(ToRoom::Say { epoch, say: unacked.deliver() }));
-            }
+        for say in self.unacked.deliver_new(|say| !is_held_for(say, seats)) {
+            effects.push(Effect::Room(ToRoom::Say { epoch, say }));
         }
     }
 
@@ -652,12 +636,7 @@ impl Audience {
 
     /// Forgets one unacknowledged message; false when it was settled before.
     fn settle(&mut self, number: SessionNumber, id: &MessageId) -> bool {
-        // Acks come in the order of the messages, so this is nearly always the first.
-        let found = self
-            .unacked
-            .iter()
-            .position(|unacked| unacked.say.from.session.number == number && unacked.say.id == *id);
-        found.and_then(|place| self.unacked.remove(place)).is_some()
+        self.unacked.settle(number, id)
     }
 
     fn detach_if_empty(&mut self, effects: &mut Vec<Effect>) {
@@ -680,18 +659,9 @@ impl Seat {
     }
 }
 
-impl Unacked {
-    /// Whether its session is not in yet: nobody speaks before they have been shown who listens.
-    fn is_held_for(&self, seats: &BTreeMap<SessionNumber, Seat>) -> bool {
-        seats.get(&self.say.from.session.number).is_some_and(Seat::is_waiting)
-    }
-
-    /// The message as the next instance gets it.
-    fn deliver(&mut self) -> Say {
-        let say = Say { again: self.deliveries > 0, ..self.say.clone() };
-        self.deliveries += 1;
-        say
-    }
+/// Whether what it says has to wait until its session is in: nobody speaks before they have been shown who listens.
+fn is_held_for(say: &Say, seats: &BTreeMap<SessionNumber, Seat>) -> bool {
+    seats.get(&say.from.session.number).is_some_and(Seat::is_waiting)
 }
 
 fn show_everyone(frames: &mut Vec<Bytes>, messages: &mut usize, effects: &mut Vec<Effect>) {

@@ -8,6 +8,7 @@ pub mod limiter;
 pub mod room;
 pub mod session;
 mod shown;
+mod unacked;
 
 #[cfg(test)]
 mod simulation;

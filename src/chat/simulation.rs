@@ -264,7 +264,7 @@ impl World {
             self.to_room.clear();
             self.reads.clear();
             self.written.clear();
-            self.to_gateway.iter_mut().for_each(|queue| queue.push_back(ToGateway::Lost));
+            self.to_gateway.iter_mut().for_each(|queue| queue.push_back(ToGateway::Failed));
         }
     }
 
@@ -308,9 +308,9 @@ impl World {
             let term = self.epoch.term;
             let mut shown = Vec::new();
             self.drive(gateway, |audience, effects| {
-                let (live, relayed) = audience.hand_over(term, effects);
-                members.extend(live);
-                shown = relayed;
+                let handed_over = audience.hand_over(term, effects);
+                members.extend(handed_over.members);
+                shown = handed_over.messages;
             });
             inherited.extend(shown.into_iter().map(|posted| (posted.timestamp, posted)));
         }

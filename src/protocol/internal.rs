@@ -278,7 +278,7 @@ impl ToGateway {
                 })
                 .sum(),
             Self::Acks { acks, .. } => acks.len() * 2 * ITEM_BYTES,
-            Self::Refused { .. } | Self::Lost => ITEM_BYTES,
+            Self::Refused { .. } | Self::Lost | Self::Failed => ITEM_BYTES,
         }
     }
 }
@@ -338,6 +338,8 @@ pub enum ToGateway {
     },
     /// The instance the gateway was attached to, or wanted to attach to, is gone: attach again.
     Lost,
+    /// As [`ToGateway::Lost`], and it was the room's own fault: something it was told may have been too much for it.
+    Failed,
 }
 
 #[cfg(test)]

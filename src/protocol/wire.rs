@@ -69,6 +69,8 @@ pub struct Share {
     pub members: Vec<Member>,
     /// What it said that is not known to be durable, in order.
     pub messages: Vec<Posted>,
+    /// The latest term whose leader the gateway had believed.
+    pub believed: u64,
 }
 
 impl Share {
