@@ -14,6 +14,7 @@
 mod support;
 
 mod backlog;
+mod clock;
 mod config;
 mod durability;
 mod failing_disk;

@@ -2,6 +2,7 @@
 //! HTTP client, and random choices that can be repeated.
 
 mod client;
+pub(crate) mod disk;
 mod folder;
 mod frames;
 mod http;
@@ -14,6 +15,7 @@ mod writer;
 use std::time::{Duration, Instant};
 
 pub(crate) use client::{Client, Opening, room_path};
+pub(crate) use disk::Disk;
 pub(crate) use folder::{Folder, copy_all, end_of_data};
 pub(crate) use frames::{Frame, Said};
 pub(crate) use http::request;

@@ -119,6 +119,11 @@ impl Written {
         }
     }
 
+    /// Checks a history like [`Written::check_against`], but for what was relayed and not acked.
+    pub(crate) fn check_acked(&self, history: &[Said]) {
+        self.check_order(history);
+    }
+
     fn check_order<'a>(&self, history: &'a [Said]) -> Vec<&'a Said> {
         for pair in history.windows(2) {
             assert!(pair[0].timestamp < pair[1].timestamp, "{pair:?}");
