@@ -12,37 +12,26 @@
 //! - The last batch has a hole of zeros: the power went while its pages were on their way to the disk, and not all of
 //!   them arrived. (The file's length is reserved ahead, so that a page which was never written reads as zeros.)
 //!
-//! The format is that of fjall 3 (its `journal/entry.rs`); its version is pinned, and a test writes with fjall what is
-//! read here.
+//! Beyond that every batch must follow from the one before ([`ledger`](super::ledger)), and what was safe must be there.
 //!
-//! ```text
-//! start  1  item_count:u32  seqno:u64
-//! item   2  value_type:u8  compression:u8  keyspace:u64  key_len:u16  value_len:u32  stored_len:u32  key  value
-//! clear  4  keyspace:u64
-//! end    3  xxh3 of all items and clears:u64  "FJL" 3              (numbers are little-endian)
-//! ```
+//! What was not safe yet is written again and fsynced before anything is believed: after an fsync that failed the
+//! system keeps pages in memory which are not on the disk and which no later fsync would write.
 
+use super::batch::{self, Batch, START_LEN, TRAILER, Unreadable};
+use super::ledger::Line;
+use std::collections::BTreeSet;
 use std::fs::{self, OpenOptions};
 use std::io;
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use xxhash_rust::xxh3::Xxh3;
-
-const TAG_START: u8 = 1;
-const TAG_ITEM: u8 = 2;
-const TAG_END: u8 = 3;
-const TAG_CLEAR: u8 = 4;
-
-const TRAILER: &[u8] = b"FJL\x03";
-
-/// Bytes of a start marker.
-const START_LEN: usize = 13;
 
 /// What a disk writes at once, at the least.
 const SECTOR_LEN: usize = 512;
 
 /// Why the journals cannot be trusted.
 #[derive(Debug, thiserror::Error)]
-pub enum JournalError {
+pub(super) enum JournalError {
     /// The file system refuses.
     #[error("{path} cannot be read: {source}")]
     Io {
@@ -56,32 +45,102 @@ pub enum JournalError {
     Damaged {
         /// The journal.
         path: PathBuf,
-        /// Where the first batch begins that does not read.
+        /// Where the first batch begins that does not read, or does not follow on the one before.
         position: usize,
+    },
+    /// Shorter than it was.
+    #[error("the last {missing} writes that were safe on the disk are missing")]
+    Lost {
+        /// The folder.
+        path: PathBuf,
+        /// How many.
+        missing: u64,
     },
 }
 
-/// Checks all journals in `folder`, and cuts off a last batch that was never finished.
+/// What the journals of a folder hold.
+#[derive(Debug, Default)]
+pub(super) struct Journals {
+    /// How many there are.
+    pub(super) count: usize,
+    /// The keyspaces that anything was written to.
+    pub(super) keyspaces: BTreeSet<u64>,
+    /// The first batch behind which no number is missing; what comes before it must be in tables.
+    pub(super) first: Option<Line>,
+    /// The newest number.
+    newest: Option<u64>,
+    seqno: Option<u64>,
+}
+
+impl Journals {
+    /// Whether nothing was ever written to them.
+    pub(super) fn is_empty(&self) -> bool {
+        self.seqno.is_none()
+    }
+
+    /// Whether this batch can follow on those before it; `in_journal` unless it is the first of its journal.
+    fn follows(&mut self, batch: Batch, in_journal: bool) -> bool {
+        let before = self.seqno.replace(batch.seqno);
+        let rises = before.is_none_or(|before| before < batch.seqno);
+        let Some(line) = batch.line else { return rises };
+        let fits = line.above < batch.seqno && before.is_none_or(|before| before <= line.above);
+        let follows = match self.newest.replace(line.number) {
+            Some(newest) if newest + 1 == line.number => true,
+            // A journal whose rows are all in tables was removed, and one before it came back with the power.
+            Some(newest) => {
+                self.first = Some(line);
+                !in_journal && newest < line.number
+            }
+            None => {
+                self.first = Some(line);
+                true
+            }
+        };
+        rises && fits && follows
+    }
+}
+
+/// Checks all journals in `folder`, cuts off a last batch that was never finished, and makes all of it safe. What the
+/// mark says is safe already.
 ///
 /// # Errors
-/// When a journal cannot be read, or holds anything that an interrupted write does not explain. Nothing was changed
-/// then.
-pub fn check(folder: &Path) -> Result<(), JournalError> {
-    let mut journals = journals(folder)?;
-    let newest = journals.pop();
-    for path in journals {
-        // Sealed journals were fsynced as a whole.
-        let bytes = read(&path)?;
-        if let Verdict::Torn(position) | Verdict::Damaged(position) = judge(&bytes) {
-            return Err(JournalError::Damaged { path, position });
+/// When a journal cannot be read or written, or holds anything that an interrupted write does not explain. Nothing was
+/// changed in the latter case.
+pub(super) fn check(folder: &Path, safe: Option<u64>) -> Result<Journals, JournalError> {
+    let paths = journals(folder)?;
+    let mut found = Journals { count: paths.len(), ..Journals::default() };
+    let mut active = None;
+    for (index, path) in paths.iter().enumerate() {
+        let bytes = read(path)?;
+        let is_active = index + 1 == paths.len();
+        let Scan { verdict, unsafe_from, whole } = scan(&bytes, safe, &mut found);
+        match verdict {
+            Verdict::Whole if is_active => active = Some((path, None, unsafe_from..whole)),
+            Verdict::Torn(position) if is_active => active = Some((path, Some(position), unsafe_from..whole)),
+            // Sealed journals were full, and fsynced as a whole.
+            Verdict::Whole if whole > 0 => {}
+            Verdict::Whole => return Err(JournalError::Damaged { path: path.clone(), position: 0 }),
+            Verdict::Torn(position) | Verdict::Damaged(position) => {
+                return Err(JournalError::Damaged { path: path.clone(), position });
+            }
         }
     }
-    let Some(path) = newest else { return Ok(()) };
-    match judge(&read(&path)?) {
-        Verdict::Whole => Ok(()),
-        Verdict::Damaged(position) => Err(JournalError::Damaged { path, position }),
-        Verdict::Torn(position) => cut(&path, position).map_err(|source| JournalError::Io { path, source }),
+    // Where no journal has a number, tables may have it.
+    if let (Some(newest), Some(safe)) = (found.newest, safe)
+        && newest < safe
+    {
+        return Err(JournalError::Lost { path: folder.to_owned(), missing: safe - newest });
     }
+    if let Some((path, cut_at, to_save)) = active {
+        save(path, cut_at, to_save).map_err(|source| JournalError::Io { path: path.clone(), source })?;
+    }
+    Ok(found)
+}
+
+/// Removes the journals of a folder that was never finished, so that it can be made anew.
+pub(super) fn remove_unused(folder: &Path) -> io::Result<()> {
+    let paths = journals(folder).map_err(|error| io::Error::other(error.to_string()))?;
+    paths.into_iter().try_for_each(fs::remove_file)
 }
 
 /// The journals' paths, oldest first.
@@ -103,9 +162,18 @@ fn read(path: &Path) -> Result<Vec<u8>, JournalError> {
     fs::read(path).map_err(|source| JournalError::Io { path: path.to_owned(), source })
 }
 
-fn cut(path: &Path, position: usize) -> io::Result<()> {
-    let file = OpenOptions::new().write(true).open(path)?;
-    file.set_len(position as u64)?;
+/// Cuts a journal, and writes a part of it again as it is.
+fn save(path: &Path, cut_at: Option<usize>, part: Range<usize>) -> io::Result<()> {
+    if cut_at.is_none() && part.is_empty() {
+        return Ok(());
+    }
+    let file = OpenOptions::new().read(true).write(true).open(path)?;
+    if let Some(position) = cut_at {
+        file.set_len(position as u64)?;
+    }
+    let mut bytes = vec![0; part.len()];
+    file.read_exact_at(&mut bytes, part.start as u64)?;
+    file.write_all_at(&bytes, part.start as u64)?;
     file.sync_all()
 }
 
@@ -120,23 +188,41 @@ enum Verdict {
     Damaged(usize),
 }
 
-fn judge(bytes: &[u8]) -> Verdict {
+/// What a journal turned out to be.
+struct Scan {
+    verdict: Verdict,
+    /// Batches behind this may not be on the disk yet.
+    unsafe_from: usize,
+    /// The end of its last whole batch.
+    whole: usize,
+}
+
+/// Reads a journal, and adds what it holds to `found`.
+fn scan(bytes: &[u8], safe: Option<u64>, found: &mut Journals) -> Scan {
     // Zeros at the end are space that was reserved and not used yet, or not written.
     let end = bytes.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
-    let mut position = 0;
-    while position < end {
-        match batch_len(&bytes[position..]) {
-            Ok(len) => position += len,
+    let mut scan = Scan { verdict: Verdict::Whole, unsafe_from: 0, whole: 0 };
+    while scan.whole < end {
+        let position = scan.whole;
+        match batch::read(&bytes[position..], &mut found.keyspaces) {
+            Ok(batch) if found.follows(batch, position > 0) => {
+                scan.whole += batch.len;
+                if batch.line.is_some_and(|line| safe.is_some_and(|safe| line.number <= safe)) {
+                    scan.unsafe_from = scan.whole;
+                }
+            }
+            Ok(_) => {
+                scan.verdict = Verdict::Damaged(position);
+                break;
+            }
             Err(reason) => {
-                return if explains(reason, bytes, position, end) {
-                    Verdict::Torn(position)
-                } else {
-                    Verdict::Damaged(position)
-                };
+                let explained = explains(reason, bytes, position, end);
+                scan.verdict = if explained { Verdict::Torn(position) } else { Verdict::Damaged(position) };
+                break;
             }
         }
     }
-    Verdict::Whole
+    scan
 }
 
 /// Whether an interrupted write explains that the batch at `position` does not read, in a journal whose last byte
@@ -171,103 +257,15 @@ fn has_hole(bytes: &[u8], position: usize, end: usize) -> bool {
     inside.chunks_exact(SECTOR_LEN).any(|sector| sector.iter().all(|byte| *byte == 0))
 }
 
-/// Why a batch does not read.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Unreadable {
-    /// What is at this offset, counted from the batch's beginning, is missing or zero where it cannot be.
-    StopsAt(usize),
-    /// A tag, count or checksum that does not fit.
-    Wrong,
-    /// Everything fits but the very end.
-    WrongTrailer,
-}
-
-/// The length of the batch at the beginning of `bytes`.
-fn batch_len(bytes: &[u8]) -> Result<usize, Unreadable> {
-    let mut reader = Reader { bytes, at: 0 };
-    if reader.tag()? != TAG_START {
-        return Err(Unreadable::Wrong);
-    }
-    let mut items = reader.u32()?;
-    reader.take(8)?;
-    let mut hash = Xxh3::new();
-    loop {
-        let start = reader.at;
-        match reader.tag()? {
-            TAG_ITEM => {
-                reader.take(1 + 1 + 8)?;
-                let key_len = usize::from(u16::from_le_bytes(reader.array()?));
-                reader.take(4)?;
-                let stored_len = reader.u32()? as usize;
-                reader.take(key_len)?;
-                reader.take(stored_len)?;
-            }
-            TAG_CLEAR => {
-                reader.take(8)?;
-            }
-            TAG_END => {
-                let checksum = u64::from_le_bytes(reader.array()?);
-                let at = reader.at;
-                let trailer = reader.take(TRAILER.len())?;
-                if trailer != TRAILER {
-                    // A trailer of which only the beginning was written ends in zeros.
-                    let written = trailer.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
-                    let is_beginning = trailer[..written] == TRAILER[..written];
-                    return Err(if is_beginning {
-                        Unreadable::StopsAt(at + written)
-                    } else {
-                        Unreadable::WrongTrailer
-                    });
-                }
-                return if items == 0 && checksum == hash.digest() {
-                    Ok(reader.at)
-                } else {
-                    Err(Unreadable::Wrong)
-                };
-            }
-            _ => return Err(Unreadable::Wrong),
-        }
-        items = items.checked_sub(1).ok_or(Unreadable::Wrong)?;
-        hash.update(&bytes[start..reader.at]);
-    }
-}
-
-struct Reader<'a> {
-    bytes: &'a [u8],
-    at: usize,
-}
-
-impl<'a> Reader<'a> {
-    fn take(&mut self, len: usize) -> Result<&'a [u8], Unreadable> {
-        let end = self.at.saturating_add(len);
-        let taken = self.bytes.get(self.at..end).ok_or(Unreadable::StopsAt(self.bytes.len()))?;
-        self.at = end;
-        Ok(taken)
-    }
-
-    fn array<const LEN: usize>(&mut self) -> Result<[u8; LEN], Unreadable> {
-        self.take(LEN)?.try_into().map_err(|_| Unreadable::Wrong)
-    }
-
-    fn u32(&mut self) -> Result<u32, Unreadable> {
-        Ok(u32::from_le_bytes(self.array()?))
-    }
-
-    /// The next tag. None is zero: where one is, nothing was written (yet).
-    fn tag(&mut self) -> Result<u8, Unreadable> {
-        match self.take(1)? {
-            [0] => Err(Unreadable::StopsAt(self.at - 1)),
-            [tag, ..] => Ok(*tag),
-            [] => Err(Unreadable::Wrong),
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use fjall::{Database, KeyspaceCreateOptions, PersistMode};
     use proptest::prelude::*;
+
+    fn judge(bytes: &[u8]) -> Verdict {
+        scan(bytes, None, &mut Journals::default()).verdict
+    }
 
     /// A journal as fjall writes it, and where each of its batches begins.
     fn written(batches: usize, items: usize) -> (Vec<u8>, Vec<usize>) {
@@ -288,7 +286,9 @@ mod tests {
         drop((keyspace, database));
         let bytes = fs::read(&journals(folder.path()).unwrap()[0]).unwrap();
         let mut starts = vec![0];
-        while let Ok(len) = batch_len(&bytes[starts[starts.len() - 1]..]) {
+        while let Ok(Batch { len, .. }) =
+            batch::read(&bytes[starts[starts.len() - 1]..], &mut BTreeSet::new())
+        {
             starts.push(starts[starts.len() - 1] + len);
         }
         (bytes, starts)

@@ -1,7 +1,7 @@
 //! Opens the data folder and reads from it. Calls may block on the disk: none belongs on an async thread, but for
 //! [`Store::find`], which a bloom filter in memory answers unless the id is really there.
 
-use super::journal::{self, JournalError};
+use super::folder;
 use super::keys;
 use super::record::{self, RecordError};
 use super::writer::Space;
@@ -13,6 +13,7 @@ use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode};
 use std::io;
 use std::ops::Bound;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
 
 /// The layout of keyspaces and keys. A folder of another format is refused, not guessed at.
 ///
@@ -55,7 +56,7 @@ pub enum OpenError {
     },
     /// What is in it is damaged.
     #[error(
-        "data folder {path} is damaged: {detail}; restore it from a copy, or move it away to start with an empty history"
+        "data folder {path} is damaged: {detail}; in a cluster move it away, and the other nodes teach this one anew; otherwise restore it from a copy, or move it away to start with an empty history"
     )]
     Damaged {
         /// The folder.
@@ -123,10 +124,15 @@ pub struct Found {
     pub more: bool,
 }
 
+/// Called with the reason when something stored cannot be read.
+pub type OnDamage = Box<dyn Fn(String) + Send + Sync>;
+
 /// An open data folder. Clones share it.
 #[derive(Clone)]
 pub struct Store {
+    path: Arc<Path>,
     pub(super) database: Database,
+    pub(super) meta: Keyspace,
     pub(super) messages: Keyspace,
     pub(super) ids: Keyspace,
     log: Keyspace,
@@ -134,6 +140,7 @@ pub struct Store {
     shards: u16,
     secret: [u8; 32],
     incarnation: u64,
+    on_damage: Arc<OnceLock<OnDamage>>,
 }
 
 impl Store {
@@ -144,10 +151,11 @@ impl Store {
     pub fn open(path: &Path, shards: u16) -> Result<Self, OpenError> {
         let explain = |error| explain(path, error);
         std::fs::create_dir_all(path).map_err(|source| OpenError::Io { path: path.to_owned(), source })?;
-        check_journals(path)?;
+        let checked = folder::check(path)?;
         let database =
             Database::builder(path).cache_size(CACHE_BYTES).worker_threads(1).open().map_err(explain)?;
         let meta = database.keyspace("meta", KeyspaceCreateOptions::default).map_err(explain)?;
+        let persisted = folder::persisted(&meta);
         if meta.get(META_FORMAT).map_err(explain)?.is_none() {
             // The settings are durable before any other row can be: without them, messages are what is left of a
             // folder that lost some of its files.
@@ -180,11 +188,42 @@ impl Store {
         }
         let secret = setting(&meta, META_SECRET, path)?;
         let incarnation = u64::from_be_bytes(setting(&meta, META_INCARNATION, path)?);
+        let parts = ["messages", "ids", "log", "raft"];
+        if let Some(name) =
+            parts.into_iter().find(|name| checked.is_used() && !database.keyspace_exists(name))
+        {
+            let detail = format!("its part \"{name}\" is missing");
+            return Err(OpenError::Damaged { path: path.to_owned(), detail });
+        }
         let messages = database.keyspace("messages", KeyspaceCreateOptions::default).map_err(explain)?;
         let ids = database.keyspace("ids", id_options).map_err(explain)?;
         let log = database.keyspace("log", KeyspaceCreateOptions::default).map_err(explain)?;
         let raft = database.keyspace("raft", KeyspaceCreateOptions::default).map_err(explain)?;
-        Ok(Self { database, messages, ids, log, raft, shards, secret, incarnation })
+        let on_damage = Arc::default();
+        let path = path.into();
+        let store =
+            Self { path, database, meta, messages, ids, log, raft, shards, secret, incarnation, on_damage };
+        checked.check_opened(&store, persisted)?;
+        Ok(store)
+    }
+
+    /// Calls `on_damage` whenever something cannot be read from now on. The first that is given stays.
+    pub fn watch(&self, on_damage: OnDamage) {
+        let _ = self.on_damage.set(on_damage);
+    }
+
+    /// Hands on what `read` returns; whoever watches is told of an error, whatever the reader makes of it.
+    fn watched<T>(&self, read: impl FnOnce() -> Result<T, ReadError>) -> Result<T, ReadError> {
+        read().inspect_err(|error| {
+            if let Some(on_damage) = self.on_damage.get() {
+                on_damage(folder::explain(error));
+            }
+        })
+    }
+
+    /// Where it is.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
     }
 
     /// What tells this folder from every other, for ever: random, made with the folder, never 0.
@@ -219,7 +258,7 @@ impl Store {
     /// # Errors
     /// When the store cannot be read.
     pub fn raft_row(&self, group: u16, kind: u8) -> Result<Option<Vec<u8>>, ReadError> {
-        Ok(self.raft.get(keys::raft(group, kind))?.map(|row| row.to_vec()))
+        self.watched(|| Ok(self.raft.get(keys::raft(group, kind))?.map(|row| row.to_vec())))
     }
 
     /// The log entries `from..=upto` of a group that are there, oldest first; stops once `bytes` were read, but never
@@ -234,20 +273,22 @@ impl Store {
         upto: u64,
         bytes: usize,
     ) -> Result<Vec<(u64, Vec<u8>)>, ReadError> {
-        let mut entries = Vec::new();
-        if from > upto {
-            return Ok(entries);
-        }
-        let mut read = 0;
-        for row in self.log.range(keys::log(group, from)..=keys::log(group, upto)) {
-            let (key, value) = row.into_inner()?;
-            read += value.len();
-            if read > bytes && !entries.is_empty() {
-                break;
+        self.watched(|| {
+            let mut entries = Vec::new();
+            if from > upto {
+                return Ok(entries);
             }
-            entries.push((keys::log_index_of(&key).ok_or(RecordError::Damaged)?, value.to_vec()));
-        }
-        Ok(entries)
+            let mut read = 0;
+            for row in self.log.range(keys::log(group, from)..=keys::log(group, upto)) {
+                let (key, value) = row.into_inner()?;
+                read += value.len();
+                if read > bytes && !entries.is_empty() {
+                    break;
+                }
+                entries.push((keys::log_index_of(&key).ok_or(RecordError::Damaged)?, value.to_vec()));
+            }
+            Ok(entries)
+        })
     }
 
     /// The indexes of a group's log entries within `from..=upto`.
@@ -255,11 +296,13 @@ impl Store {
     /// # Errors
     /// When the store cannot be read.
     pub fn log_indexes(&self, group: u16, from: u64, upto: u64) -> Result<Vec<u64>, ReadError> {
-        if from > upto {
-            return Ok(Vec::new());
-        }
-        let rows = self.log.range(keys::log(group, from)..=keys::log(group, upto));
-        rows.map(|row| Ok(keys::log_index_of(&row.key()?).ok_or(RecordError::Damaged)?)).collect()
+        self.watched(|| {
+            if from > upto {
+                return Ok(Vec::new());
+            }
+            let rows = self.log.range(keys::log(group, from)..=keys::log(group, upto));
+            rows.map(|row| Ok(keys::log_index_of(&row.key()?).ok_or(RecordError::Damaged)?)).collect()
+        })
     }
 
     /// The newest log entry of a group.
@@ -267,10 +310,12 @@ impl Store {
     /// # Errors
     /// When the store cannot be read.
     pub fn last_log_entry(&self, group: u16) -> Result<Option<(u64, Vec<u8>)>, ReadError> {
-        let mut rows = self.log.range(keys::log(group, 0)..=keys::log(group, u64::MAX)).rev();
-        let Some(row) = rows.next() else { return Ok(None) };
-        let (key, value) = row.into_inner()?;
-        Ok(Some((keys::log_index_of(&key).ok_or(RecordError::Damaged)?, value.to_vec())))
+        self.watched(|| {
+            let mut rows = self.log.range(keys::log(group, 0)..=keys::log(group, u64::MAX)).rev();
+            let Some(row) = rows.next() else { return Ok(None) };
+            let (key, value) = row.into_inner()?;
+            Ok(Some((keys::log_index_of(&key).ok_or(RecordError::Damaged)?, value.to_vec())))
+        })
     }
 
     /// The next rows of a shard's history behind `position`, about `bytes` of them; none at its end.
@@ -283,28 +328,30 @@ impl Store {
         position: &Position,
         bytes: usize,
     ) -> Result<Vec<Row>, ReadError> {
-        let mut found: Vec<Row> = Vec::new();
-        let mut read = 0;
-        for space in [Space::Messages, Space::Ids] {
-            let lower = match position {
-                Some((at, _)) if *at == Space::Ids && space == Space::Messages => continue,
-                Some((at, key)) if *at == space => Bound::Excluded(key.clone()),
-                _ => Bound::Included(shard.0.to_be_bytes().to_vec()),
-            };
-            let upper = match shard.0.checked_add(1) {
-                Some(next) => Bound::Excluded(next.to_be_bytes().to_vec()),
-                None => Bound::Unbounded,
-            };
-            for row in self.keyspace(space).range::<Vec<u8>, _>((lower, upper)) {
-                let (key, value) = row.into_inner()?;
-                read += key.len() + value.len();
-                found.push((space, key.to_vec(), value.to_vec()));
-                if read >= bytes {
-                    return Ok(found);
+        self.watched(|| {
+            let mut found: Vec<Row> = Vec::new();
+            let mut read = 0;
+            for space in [Space::Messages, Space::Ids] {
+                let lower = match position {
+                    Some((at, _)) if *at == Space::Ids && space == Space::Messages => continue,
+                    Some((at, key)) if *at == space => Bound::Excluded(key.clone()),
+                    _ => Bound::Included(shard.0.to_be_bytes().to_vec()),
+                };
+                let upper = match shard.0.checked_add(1) {
+                    Some(next) => Bound::Excluded(next.to_be_bytes().to_vec()),
+                    None => Bound::Unbounded,
+                };
+                for row in self.keyspace(space).range::<Vec<u8>, _>((lower, upper)) {
+                    let (key, value) = row.into_inner()?;
+                    read += key.len() + value.len();
+                    found.push((space, key.to_vec(), value.to_vec()));
+                    if read >= bytes {
+                        return Ok(found);
+                    }
                 }
             }
-        }
-        Ok(found)
+            Ok(found)
+        })
     }
 
     /// The shard of a room.
@@ -318,29 +365,31 @@ impl Store {
     /// # Errors
     /// When the store or one of its rows cannot be read.
     pub fn read(&self, room: &RoomName, range: Range) -> Result<Found, ReadError> {
-        let shard = self.shard(room);
-        let mut messages = Vec::new();
-        // Nothing lies strictly between these; the database would take such a range for a mistake.
-        if range.after >= range.before.saturating_sub(1) {
-            return Ok(Found { messages, more: false });
-        }
-        let lower = keys::message(shard, room, range.after + 1);
-        let upper = keys::message(shard, room, range.before - 1);
-        let rows = self.messages.range(lower..=upper);
-        // One row more than asked for tells whether there are more.
-        let wanted = range.limit.saturating_add(1);
-        let rows: Vec<_> =
-            if range.newest { rows.rev().take(wanted).collect() } else { rows.take(wanted).collect() };
-        let more = rows.len() > range.limit;
-        for row in rows.into_iter().take(range.limit) {
-            let (key, value) = row.into_inner()?;
-            let timestamp = keys::timestamp_of(&key).ok_or(RecordError::Damaged)?;
-            messages.push(record::decode(timestamp, &value)?);
-        }
-        if range.newest {
-            messages.reverse();
-        }
-        Ok(Found { messages, more })
+        self.watched(|| {
+            let shard = self.shard(room);
+            let mut messages = Vec::new();
+            // Nothing lies strictly between these; the database would take such a range for a mistake.
+            if range.after >= range.before.saturating_sub(1) {
+                return Ok(Found { messages, more: false });
+            }
+            let lower = keys::message(shard, room, range.after + 1);
+            let upper = keys::message(shard, room, range.before - 1);
+            let rows = self.messages.range(lower..=upper);
+            // One row more than asked for tells whether there are more.
+            let wanted = range.limit.saturating_add(1);
+            let rows: Vec<_> =
+                if range.newest { rows.rev().take(wanted).collect() } else { rows.take(wanted).collect() };
+            let more = rows.len() > range.limit;
+            for row in rows.into_iter().take(range.limit) {
+                let (key, value) = row.into_inner()?;
+                let timestamp = keys::timestamp_of(&key).ok_or(RecordError::Damaged)?;
+                messages.push(record::decode(timestamp, &value)?);
+            }
+            if range.newest {
+                messages.reverse();
+            }
+            Ok(Found { messages, more })
+        })
     }
 
     /// The newest messages of `room`, as many as a new session is shown.
@@ -356,14 +405,16 @@ impl Store {
     /// # Errors
     /// When the store cannot be read.
     pub fn find(&self, room: &RoomName, id: &MessageId) -> Result<Option<Timestamp>, ReadError> {
-        let row = self.ids.get(keys::id(self.shard(room), room, id))?;
-        match row {
-            None => Ok(None),
-            Some(row) => {
-                let bytes: [u8; 8] = (*row).try_into().map_err(|_| RecordError::Damaged)?;
-                Ok(Some(Timestamp::from_be_bytes(bytes)))
+        self.watched(|| {
+            let row = self.ids.get(keys::id(self.shard(room), room, id))?;
+            match row {
+                None => Ok(None),
+                Some(row) => {
+                    let bytes: [u8; 8] = (*row).try_into().map_err(|_| RecordError::Damaged)?;
+                    Ok(Some(Timestamp::from_be_bytes(bytes)))
+                }
             }
-        }
+        })
     }
 }
 
@@ -371,23 +422,6 @@ fn new_incarnation() -> Result<u64, OpenError> {
     let mut bytes = [0; 8];
     getrandom::fill(&mut bytes).map_err(OpenError::Random)?;
     Ok(u64::from_be_bytes(bytes).max(1))
-}
-
-/// Only then may the database read them: it would cut off what it cannot read.
-fn check_journals(path: &Path) -> Result<(), OpenError> {
-    let lock = path.join("lock");
-    if let Ok(file) = std::fs::File::open(&lock)
-        && let Err(std::fs::TryLockError::WouldBlock) = file.try_lock()
-    {
-        // Somebody else is writing: what looks torn is only not finished yet.
-        return Err(OpenError::Locked(path.to_owned()));
-    }
-    journal::check(path).map_err(|error| match error {
-        JournalError::Io { source, .. } => OpenError::Io { path: path.to_owned(), source },
-        JournalError::Damaged { .. } => {
-            OpenError::Damaged { path: path.to_owned(), detail: error.to_string() }
-        }
-    })
 }
 
 /// The rows that find messages by id are asked for almost only in vain: the filters must stay in memory.

@@ -7,6 +7,7 @@
 //! Changes become visible and durable in the order in which they were handed in, whoever handed them in: what the
 //! journal holds after a crash is a beginning of that order.
 
+use super::ledger::{self, Ledger};
 use super::store::Store;
 use crate::metrics::Metrics;
 use fjall::{OwnedWriteBatch, PersistMode};
@@ -87,7 +88,7 @@ impl Writer {
     /// Starts the thread that writes to `store`.
     ///
     /// # Errors
-    /// When the system gives no thread.
+    /// When the system gives no thread, or the store's newest line cannot be read.
     pub fn start(
         store: Store,
         durability: Durability,
@@ -97,6 +98,7 @@ impl Writer {
         let (queue, writes) = channel();
         let queued_changes = Arc::new(AtomicUsize::new(0));
         let task = Task {
+            ledger: Ledger::resume(&store)?,
             store,
             durability,
             metrics,
@@ -128,6 +130,7 @@ impl Writer {
 
 struct Task {
     store: Store,
+    ledger: Ledger,
     durability: Durability,
     metrics: Arc<Metrics>,
     queued_changes: Arc<AtomicUsize>,
@@ -202,13 +205,17 @@ impl Task {
             // Into the page cache at least: a killed process loses nothing then, only a power cut does.
             (true, Durability::Interval(_)) => Some(PersistMode::Buffer),
         };
+        let line = self.ledger.next();
         let mut batch = self.store.database.batch().durability(mode);
+        batch.insert(&self.store.meta, ledger::ROW, line.encode());
         for change in group.iter_mut().flat_map(|write| std::mem::take(&mut write.changes)) {
             self.store.stage(&mut batch, change);
         }
         match batch.commit() {
             Ok(()) => {
+                self.ledger.written(line, &self.store);
                 if mode == Some(PersistMode::SyncData) {
+                    self.ledger.mark();
                     self.metrics.fsync_seconds.observe(start.elapsed().as_secs_f64());
                     self.metrics.fsync_batch_writes.observe(group.len() as f64);
                 } else {
@@ -227,10 +234,12 @@ impl Task {
     }
 
     fn sync(&mut self) {
-        if self.unsynced_since.take().is_some()
-            && let Err(error) = self.store.database.persist(PersistMode::SyncData)
-        {
-            self.fail(&error);
+        if self.unsynced_since.take().is_none() {
+            return;
+        }
+        match self.store.database.persist(PersistMode::SyncData) {
+            Ok(()) => self.ledger.mark(),
+            Err(error) => self.fail(&error),
         }
     }
 
@@ -254,7 +263,9 @@ impl Store {
 fn explain(error: &fjall::Error) -> String {
     match error {
         fjall::Error::Io(error) | fjall::Error::Storage(fjall::LsmError::Io(error)) => error.to_string(),
-        fjall::Error::Poisoned => "an earlier write in the background failed".to_owned(),
+        fjall::Error::Poisoned => {
+            "work in the background failed, or met what was not written there".to_owned()
+        }
         other => other.to_string(),
     }
 }

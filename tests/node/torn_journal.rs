@@ -5,27 +5,15 @@ use std::fs::{File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
+use crate::support::disk::{flip_bit_of, journals, stale_block, tables, truncate_journal};
 use crate::support::{Client, Node, Plan, Said, Seed, copy_all, end_of_data};
 
 /// How many damaged copies of a journal are opened.
 const FLIPS: usize = 24;
 
-/// The journal that is being written: the one with the highest number, anywhere in the data folder.
-fn newest_journal(folder: &Path) -> PathBuf {
-    fn walk(folder: &Path, found: &mut Vec<(u64, PathBuf)>) {
-        for entry in std::fs::read_dir(folder).unwrap() {
-            let path = entry.unwrap().path();
-            if path.is_dir() {
-                walk(&path, found);
-            } else if path.extension().is_some_and(|extension| extension == "jnl") {
-                let number = path.file_stem().unwrap().to_str().unwrap().parse().unwrap();
-                found.push((number, path));
-            }
-        }
-    }
-    let mut found = Vec::new();
-    walk(folder, &mut found);
-    found.into_iter().max().expect("a journal").1
+/// The journal that is being written.
+fn newest_journal(data: &Path) -> PathBuf {
+    journals(data).pop().expect("a journal")
 }
 
 /// A killed node's folder, in which 50 messages were acked before `settled`, and 50 more between that and `end`.
@@ -34,6 +22,8 @@ struct Torn {
     said: Vec<Said>,
     settled: u64,
     end: u64,
+    /// What was known to be safe at `settled`, as a loss of power may bring it back.
+    settled_mark: Vec<u8>,
 }
 
 async fn prepared() -> Torn {
@@ -44,23 +34,26 @@ async fn prepared() -> Torn {
         said.push(alice.say_and_settle(&format!("settled {n}"), &format!("s{n}")).await);
     }
     let settled = end_of_data(&newest_journal(node.data()));
+    let settled_mark = std::fs::read(node.data().join("mark")).unwrap();
     for n in 0..50 {
         said.push(alice.say_and_settle(&format!("tail {n}"), &format!("t{n}")).await);
     }
     node.kill9();
     let end = end_of_data(&newest_journal(node.data()));
     assert!(settled < end, "the journal grows with what is said: {settled} {end}");
-    Torn { node, said, settled, end }
+    Torn { node, said, settled, end, settled_mark }
 }
 
 impl Torn {
-    /// A copy of the folder whose journal was changed, opened by a node.
+    /// A copy of the folder whose journal was changed, opened by a node. It is only known to be safe up to `settled`, so
+    /// that what comes behind may be a write that never finished.
     async fn reopened(&self, change: impl FnOnce(&mut File)) -> Node {
         let plan = Plan::new();
         let data = plan.folder().join("copy");
         copy_all(self.node.data(), &data);
         let journal = newest_journal(&data);
         change(&mut OpenOptions::new().read(true).write(true).open(journal).unwrap());
+        std::fs::write(data.join("mark"), &self.settled_mark).unwrap();
         plan.data(data).start().await
     }
 

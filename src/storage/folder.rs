@@ -1,0 +1,172 @@
+//! Looks through a data folder before the database opens it, and once more behind its back afterwards.
+//!
+//! Why: the database repairs what it takes for the leftovers of a crash by removing it. A keyspace without its `current`
+//! file is removed with all its tables, a table that no version names likewise, and rows for a keyspace that is not there
+//! are skipped. After a crash that is right. But a folder that lost a file, or bits of one, would then be opened
+//! without what was in it. So whatever a crash does not explain is refused first, untouched.
+
+use super::journal::{self, JournalError, Journals};
+use super::ledger::{self, Line};
+use super::store::{OpenError, ReadError, Store};
+use fjall::AbstractTree;
+use std::collections::BTreeMap;
+use std::fs::{self, File, TryLockError};
+use std::io;
+use std::path::{Path, PathBuf};
+use xxhash_rust::xxh3::xxh3_128;
+
+/// The file that says that this is a database; the last that is made.
+const DATABASE: &str = "version";
+
+/// Which version of its list of tables a keyspace is at: its number (8 bytes), the checksum of that file (16), what kind
+/// of checksum (1).
+const CURRENT: &str = "current";
+const CURRENT_LEN: usize = 25;
+
+/// The keyspace in which the database keeps what it knows of the others.
+const NAMES: u64 = 0;
+
+/// What a folder held before it was opened.
+#[derive(Debug)]
+pub(super) struct Checked {
+    journals: Journals,
+    /// How many writes are known to be safe.
+    safe: Option<u64>,
+}
+
+/// Checks the folder, and repairs what an interrupted write left.
+pub(super) fn check(path: &Path) -> Result<Checked, OpenError> {
+    let lock = path.join("lock");
+    if let Ok(file) = File::open(&lock)
+        && let Err(TryLockError::WouldBlock) = file.try_lock()
+    {
+        // Somebody else is writing: what looks torn is only not finished yet.
+        return Err(OpenError::Locked(path.to_owned()));
+    }
+    let refuse = |detail: String| OpenError::Damaged { path: path.to_owned(), detail };
+    let failed = |source| OpenError::Io { path: path.to_owned(), source };
+    let keyspaces = keyspaces(&path.join("keyspaces")).map_err(failed)?;
+    for (id, folder) in keyspaces.iter().filter(|(_, folder)| folder.is_whole) {
+        check_tables(&folder.path).map_err(failed)?.map_err(|what| {
+            refuse(format!("{what} of part {id} of the database is not what was written there"))
+        })?;
+    }
+    let safe = ledger::safe(path).map_err(failed)?;
+    let journals = journal::check(path, safe).map_err(|error| match error {
+        JournalError::Io { source, .. } => failed(source),
+        JournalError::Damaged { .. } | JournalError::Lost { .. } => refuse(error.to_string()),
+    })?;
+
+    let any = safe.is_some() || !journals.is_empty() || keyspaces.values().any(|folder| folder.is_whole);
+    if !path.join(DATABASE).try_exists().map_err(failed)? {
+        if any {
+            return Err(refuse(format!("its file \"{DATABASE}\" is missing")));
+        }
+        journal::remove_unused(path).map_err(failed)?;
+        return Ok(Checked { journals, safe });
+    }
+    if journals.count == 0 {
+        return Err(refuse("its journals are missing".to_owned()));
+    }
+    let is_whole = |id: &u64| keyspaces.get(id).is_some_and(|folder| folder.is_whole);
+    let missing = journals.keyspaces.iter().chain((any).then_some(&NAMES)).find(|id| !is_whole(id));
+    let missing = missing.or_else(|| {
+        keyspaces.iter().find(|(_, folder)| !folder.is_whole && folder.has_tables).map(|(id, _)| id)
+    });
+    if let Some(id) = missing {
+        return Err(refuse(format!("part {id} of the database is missing")));
+    }
+    Ok(Checked { journals, safe })
+}
+
+impl Checked {
+    /// Checks what the database made of the folder; `persisted` is what [`persisted`] returned once it was open.
+    pub(super) fn check_opened(&self, store: &Store, persisted: Option<u64>) -> Result<(), OpenError> {
+        let refuse = |detail: String| OpenError::Damaged { path: store.path().to_owned(), detail };
+        let newest = store.newest_line().map_err(|error| refuse(error.to_string()))?;
+        let newest = newest.map_or(0, |line| line.number);
+        if let Some(safe) = self.safe
+            && newest < safe
+        {
+            let missing = safe - newest;
+            return Err(refuse(format!("the last {missing} writes that were safe on the disk are missing")));
+        }
+        // What was written before the first batch of the journals must have gone to tables before its journal was removed.
+        if let Some(Line { number, above_before, .. }) = self.journals.first
+            && number > 1
+            && persisted.is_none_or(|persisted| persisted <= above_before)
+        {
+            return Err(refuse(format!("a journal with writes before number {number} is missing")));
+        }
+        Ok(())
+    }
+
+    /// Whether anything was ever written by a program that counts.
+    pub(super) fn is_used(&self) -> bool {
+        self.safe.is_some_and(|safe| safe > 0) || self.journals.first.is_some()
+    }
+}
+
+/// The newest sequence number of the settings that lies in tables. To be asked at once after opening: the database begins
+/// to move what it found in journals to tables.
+pub(super) fn persisted(meta: &fjall::Keyspace) -> Option<u64> {
+    meta.tree.get_highest_persisted_seqno()
+}
+
+struct KeyspaceFolder {
+    path: PathBuf,
+    /// Whether its making was finished.
+    is_whole: bool,
+    has_tables: bool,
+}
+
+/// The folders of keyspaces, by their number.
+fn keyspaces(folder: &Path) -> io::Result<BTreeMap<u64, KeyspaceFolder>> {
+    let mut found = BTreeMap::new();
+    let entries = match fs::read_dir(folder) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(found),
+        Err(error) => return Err(error),
+    };
+    for entry in entries {
+        let path = entry?.path();
+        let Some(id) = path.file_name().and_then(|name| name.to_str()?.parse().ok()) else { continue };
+        let is_whole = path.join(CURRENT).try_exists()?;
+        let has_tables = fs::read_dir(path.join("tables")).is_ok_and(|mut tables| tables.next().is_some());
+        found.insert(id, KeyspaceFolder { path, is_whole, has_tables });
+    }
+    Ok(found)
+}
+
+/// Checks a keyspace's list of tables, which the database believes without looking at its checksum. The tables themselves
+/// have their own. Says what is wrong.
+fn check_tables(folder: &Path) -> io::Result<Result<(), String>> {
+    let current = fs::read(folder.join(CURRENT))?;
+    if current.len() != CURRENT_LEN {
+        return Ok(Err(format!("the file \"{CURRENT}\"")));
+    }
+    let (Some(version), Some(sum)) = (current.first_chunk::<8>(), current[8..].first_chunk::<16>()) else {
+        return Ok(Err(format!("the file \"{CURRENT}\"")));
+    };
+    let name = format!("v{}", u64::from_le_bytes(*version));
+    let wrong = Ok(Err(format!("the list of tables \"{name}\"")));
+    match fs::read(folder.join(&name)) {
+        Ok(bytes) if xxh3_128(&bytes) == u128::from_le_bytes(*sum) => Ok(Ok(())),
+        Ok(_) => wrong,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => wrong,
+        Err(error) => Err(error),
+    }
+}
+
+/// Why something cannot be read, for a person.
+pub(super) fn explain(error: &ReadError) -> String {
+    match error {
+        ReadError::Store(fjall::Error::Io(error) | fjall::Error::Storage(fjall::LsmError::Io(error))) => {
+            error.to_string()
+        }
+        ReadError::Store(fjall::Error::Storage(_)) | ReadError::Record(_) => {
+            "a part of what is stored is not what was written there".to_owned()
+        }
+        ReadError::Store(error) => error.to_string(),
+    }
+}
