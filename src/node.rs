@@ -21,7 +21,7 @@ use ractor::Actor;
 use std::io::{self, Write};
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -75,6 +75,16 @@ pub enum NodeError {
         "the store failed and the node stopped to lose nothing: {0}; make room on the disk or mend it, then start again"
     )]
     Storage(String),
+    /// What is on it.
+    #[error(
+        "data folder {path} is damaged and the node stopped to show nothing wrong: {reason}; in a cluster move it away, and the other nodes teach this one anew; otherwise restore it from a copy"
+    )]
+    Damaged {
+        /// The data folder.
+        path: PathBuf,
+        /// What was found.
+        reason: String,
+    },
     /// Something the system did not give.
     #[error("cannot start: {0}")]
     System(String),
@@ -112,9 +122,16 @@ pub async fn run(config: Config) -> Result<(), NodeError> {
     };
     let (writer, writer_thread) =
         Writer::start(store.clone(), config.durability, Arc::clone(&metrics), on_failure).map_err(system)?;
+    let damage = watch_for_damage(&store, Arc::clone(&phase_sender));
+    let found_damage = || {
+        let path = config.data.clone();
+        damage.get().cloned().map(|reason| NodeError::Damaged { path, reason })
+    };
     let gateways = std::thread::available_parallelism().map_or(1, usize::from);
-    let neighbours = neighbours(&config, &store, url.clone(), &metrics).await?;
-    let consensus = consensus(&config, &store, writer, &neighbours, &metrics).await?;
+    let neighbours = neighbours(&config, &store, url.clone(), &metrics).await;
+    let neighbours = neighbours.map_err(|error| found_damage().unwrap_or(error))?;
+    let consensus = consensus(&config, &store, writer, &neighbours, &metrics).await;
+    let consensus = consensus.map_err(|error| found_damage().unwrap_or(error))?;
     let context = Context::new(Parts {
         node: config.name.clone(),
         url: url.clone(),
@@ -199,7 +216,27 @@ pub async fn run(config: Config) -> Result<(), NodeError> {
         Ok(_) => error!("the writer's thread has failed"),
         Err(_) => warn!("the writer did not end in time; what it acknowledged is on disk"),
     }
-    failure.map_or(Ok(()), |reason| Err(NodeError::Storage(reason)))
+    failure.map_or(Ok(()), |reason| Err(found_damage().unwrap_or(NodeError::Storage(reason))))
+}
+
+/// Fails the node once something stored cannot be read, and keeps what was found first.
+fn watch_for_damage(store: &Store, phase: Arc<watch::Sender<Phase>>) -> Arc<OnceLock<String>> {
+    let damage = Arc::new(OnceLock::new());
+    let found = Arc::clone(&damage);
+    store.watch(Box::new(move |reason| {
+        if found.set(reason.clone()).is_ok() {
+            error!(reason, "what is stored cannot be read; nothing is served any more");
+            // Only the first failure is told.
+            phase.send_if_modified(|phase| {
+                let running = matches!(phase, Phase::Running);
+                if running {
+                    *phase = Phase::Failed(reason);
+                }
+                running
+            });
+        }
+    }));
+    damage
 }
 
 /// Opens the data folder where it may block. A folder so damaged that the database panics over it is damaged too.

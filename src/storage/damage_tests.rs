@@ -27,13 +27,9 @@ type Rows = BTreeMap<(u8, Vec<u8>), Vec<u8>>;
 /// Writes `count` batches, as the log and the history do.
 fn write(store: &Store, batches: std::ops::Range<u64>) {
     let metrics = Arc::new(Metrics::new().unwrap());
-    let (writer, thread) = Writer::start(
-        store.clone(),
-        Durability::Sync,
-        metrics,
-        Box::new(|reason| panic!("{reason}")),
-    )
-    .unwrap();
+    let (writer, thread) =
+        Writer::start(store.clone(), Durability::Sync, metrics, Box::new(|reason| panic!("{reason}")))
+            .unwrap();
     let room = RoomName::parse("lobby").unwrap();
     for number in batches {
         let id = MessageId::Client(format!("id {number}").into());
@@ -71,7 +67,9 @@ fn read_all(store: &Store) -> Result<Rows, ReadError> {
     let copied = store.copy_rows(ShardId(1), &None, usize::MAX)?;
     assert_eq!(
         copied.len(),
-        rows.keys().filter(|(space, _)| *space == Space::Messages as u8 || *space == Space::Ids as u8).count()
+        rows.keys()
+            .filter(|(space, _)| *space == Space::Messages as u8 || *space == Space::Ids as u8)
+            .count()
     );
     let newest = store.last_log_entry(GROUP)?.map(|(index, _)| index);
     assert_eq!(newest, store.log_indexes(GROUP, 0, u64::MAX)?.last().copied());

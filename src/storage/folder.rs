@@ -7,8 +7,8 @@
 
 use super::journal::{self, JournalError, Journals};
 use super::ledger::{self, Line};
-use super::store::{OpenError, ReadError, Store};
-use fjall::AbstractTree;
+use super::store::{OpenError, ReadError};
+use fjall::{AbstractTree, Keyspace};
 use std::collections::BTreeMap;
 use std::fs::{self, File, TryLockError};
 use std::io;
@@ -80,10 +80,12 @@ pub(super) fn check(path: &Path) -> Result<Checked, OpenError> {
 }
 
 impl Checked {
-    /// Checks what the database made of the folder; `persisted` is what [`persisted`] returned once it was open.
-    pub(super) fn check_opened(&self, store: &Store, persisted: Option<u64>) -> Result<(), OpenError> {
-        let refuse = |detail: String| OpenError::Damaged { path: store.path().to_owned(), detail };
-        let newest = store.newest_line().map_err(|error| refuse(error.to_string()))?;
+    /// Checks what the database made of the folder. To be called at once after opening, because the database then begins
+    /// to move what it found in journals to tables.
+    pub(super) fn check_opened(&self, path: &Path, settings: &Keyspace) -> Result<(), OpenError> {
+        let persisted = settings.tree.get_highest_persisted_seqno();
+        let refuse = |detail: String| OpenError::Damaged { path: path.to_owned(), detail };
+        let newest = ledger::newest(settings).map_err(|error| refuse(explain(&error)))?;
         let newest = newest.map_or(0, |line| line.number);
         if let Some(safe) = self.safe
             && newest < safe
@@ -105,12 +107,6 @@ impl Checked {
     pub(super) fn is_used(&self) -> bool {
         self.safe.is_some_and(|safe| safe > 0) || self.journals.first.is_some()
     }
-}
-
-/// The newest sequence number of the settings that lies in tables. To be asked at once after opening: the database begins
-/// to move what it found in journals to tables.
-pub(super) fn persisted(meta: &fjall::Keyspace) -> Option<u64> {
-    meta.tree.get_highest_persisted_seqno()
 }
 
 struct KeyspaceFolder {

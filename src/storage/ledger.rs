@@ -16,6 +16,7 @@
 //! ```
 
 use super::store::{ReadError, Store};
+use fjall::Keyspace;
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::FileExt;
@@ -76,7 +77,7 @@ pub(super) struct Ledger {
 impl Ledger {
     /// Goes on where the store ends, all of which is safe: opening has seen to that.
     pub(super) fn resume(store: &Store) -> io::Result<Self> {
-        let newest = store.newest_line().map_err(io::Error::other)?.unwrap_or_default();
+        let newest = newest(&store.meta).map_err(io::Error::other)?.unwrap_or_default();
         let mut options = OpenOptions::new();
         let mark = options.create(true).truncate(false).write(true).open(store.path().join(MARK))?;
         let mut ledger = Self { newest, upto: 0, mark };
@@ -110,9 +111,7 @@ impl Ledger {
     }
 }
 
-impl Store {
-    /// The line of the newest batch that the database has.
-    pub(super) fn newest_line(&self) -> Result<Option<Line>, ReadError> {
-        Ok(self.meta.get(ROW)?.and_then(|row| Line::decode(&row)))
-    }
+/// The line of the newest batch that the database has.
+pub(super) fn newest(settings: &Keyspace) -> Result<Option<Line>, ReadError> {
+    Ok(settings.get(ROW)?.and_then(|row| Line::decode(&row)))
 }

@@ -11,9 +11,9 @@
 //! reads, [`writer`] writes.
 
 mod batch;
-mod folder;
 #[cfg(test)]
 mod damage_tests;
+mod folder;
 mod journal;
 pub mod keys;
 mod ledger;

@@ -155,7 +155,7 @@ impl Store {
         let database =
             Database::builder(path).cache_size(CACHE_BYTES).worker_threads(1).open().map_err(explain)?;
         let meta = database.keyspace("meta", KeyspaceCreateOptions::default).map_err(explain)?;
-        let persisted = folder::persisted(&meta);
+        checked.check_opened(path, &meta)?;
         if meta.get(META_FORMAT).map_err(explain)?.is_none() {
             // The settings are durable before any other row can be: without them, messages are what is left of a
             // folder that lost some of its files.
@@ -201,10 +201,7 @@ impl Store {
         let raft = database.keyspace("raft", KeyspaceCreateOptions::default).map_err(explain)?;
         let on_damage = Arc::default();
         let path = path.into();
-        let store =
-            Self { path, database, meta, messages, ids, log, raft, shards, secret, incarnation, on_damage };
-        checked.check_opened(&store, persisted)?;
-        Ok(store)
+        Ok(Self { path, database, meta, messages, ids, log, raft, shards, secret, incarnation, on_damage })
     }
 
     /// Calls `on_damage` whenever something cannot be read from now on. The first that is given stays.
@@ -448,6 +445,10 @@ fn explain(path: &Path, error: fjall::Error) -> OpenError {
         fjall::Error::Locked => OpenError::Locked(path),
         fjall::Error::Io(source) | fjall::Error::Storage(fjall::LsmError::Io(source)) => {
             OpenError::Io { path, source }
+        }
+        fjall::Error::Storage(error) => {
+            let detail = format!("a part of the database is not what was written there ({error:?})");
+            OpenError::Damaged { path, detail }
         }
         other => OpenError::Damaged { path, detail: format!("the database says {other}") },
     }

@@ -16,6 +16,7 @@ mod support;
 mod backlog;
 mod clock;
 mod config;
+mod damage;
 mod durability;
 mod failing_disk;
 #[cfg(feature = "fault-injection")]

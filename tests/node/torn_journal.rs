@@ -5,7 +5,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
-use crate::support::disk::{flip_bit_of, journals, stale_block, tables, truncate_journal};
+use crate::support::disk::journals;
 use crate::support::{Client, Node, Plan, Said, Seed, copy_all, end_of_data};
 
 /// How many damaged copies of a journal are opened.
