@@ -111,6 +111,18 @@ impl Checked {
     }
 }
 
+/// Fsyncs the folders in which the data folder and its keyspaces are named, which the database does not. Otherwise what is
+/// fsynced in them could be lost with their names.
+pub(super) fn keep_names(path: &Path) -> io::Result<()> {
+    let path = path.canonicalize()?;
+    // What the data folder lies in may be another's, who lets us pass and not look.
+    if let Some(Ok(parent)) = path.parent().map(File::open) {
+        parent.sync_all()?;
+    }
+    File::open(&path)?.sync_all()?;
+    File::open(path.join("keyspaces"))?.sync_all()
+}
+
 struct KeyspaceFolder {
     path: PathBuf,
     /// Whether its making was finished.
