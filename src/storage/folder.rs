@@ -8,23 +8,21 @@
 use super::journal::{self, JournalError, Journals};
 use super::ledger::{self, Line};
 use super::store::{OpenError, ReadError};
-use fjall::{AbstractTree, Keyspace};
+use super::tables::{self, CURRENT};
+use fjall::Keyspace;
 use std::collections::BTreeMap;
 use std::fs::{self, File, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
-use xxhash_rust::xxh3::xxh3_128;
 
 /// The file that says that this is a database; the last that is made.
 const DATABASE: &str = "version";
 
-/// Which version of its list of tables a keyspace is at: its number (8 bytes), the checksum of that file (16), what kind
-/// of checksum (1).
-const CURRENT: &str = "current";
-const CURRENT_LEN: usize = 25;
-
 /// The keyspace in which the database keeps what it knows of the others.
 const NAMES: u64 = 0;
+
+/// The keyspace with the settings and the ledger: the first that is made.
+const SETTINGS: u64 = 1;
 
 /// What a folder held before it was opened.
 #[derive(Debug)]
@@ -46,16 +44,21 @@ pub(super) fn check(path: &Path) -> Result<Checked, OpenError> {
     let refuse = |detail: String| OpenError::Damaged { path: path.to_owned(), detail };
     let failed = |source| OpenError::Io { path: path.to_owned(), source };
     let keyspaces = keyspaces(&path.join("keyspaces")).map_err(failed)?;
+    let mut persisted = None;
     for (id, folder) in keyspaces.iter().filter(|(_, folder)| folder.is_whole) {
-        check_tables(&folder.path).map_err(failed)?.map_err(|what| {
-            refuse(format!("{what} of part {id} of the database is not what was written there"))
+        let highest = tables::check(&folder.path).map_err(failed)?.map_err(|file| {
+            refuse(format!("its file keyspaces/{id}/{file} is missing or is not what was written there"))
         })?;
+        if *id == SETTINGS {
+            persisted = highest;
+        }
     }
     let safe = ledger::safe(path).map_err(failed)?;
-    let journals = journal::check(path, safe).map_err(|error| match error {
+    let as_opening = |error| match error {
         JournalError::Io { source, .. } => failed(source),
         JournalError::Damaged { .. } | JournalError::Lost { .. } => refuse(error.to_string()),
-    })?;
+    };
+    let journals = journal::check(path, safe).map_err(as_opening)?;
 
     let any = safe.is_some() || !journals.is_empty() || keyspaces.values().any(|folder| folder.is_whole);
     if !path.join(DATABASE).try_exists().map_err(failed)? {
@@ -74,16 +77,22 @@ pub(super) fn check(path: &Path) -> Result<Checked, OpenError> {
         keyspaces.iter().find(|(_, folder)| !folder.is_whole && folder.has_tables).map(|(id, _)| id)
     });
     if let Some(id) = missing {
-        return Err(refuse(format!("part {id} of the database is missing")));
+        return Err(refuse(format!("its part keyspaces/{id} is missing")));
     }
+    // What was written before the first batch of the journals must have gone to tables before its journal was removed.
+    if let Some(Line { number, above_before, .. }) = journals.first
+        && number > 1
+        && persisted.is_none_or(|persisted| persisted <= above_before)
+    {
+        return Err(refuse(format!("a journal with writes before number {number} is missing")));
+    }
+    journals.repair().map_err(as_opening)?;
     Ok(Checked { journals, safe })
 }
 
 impl Checked {
-    /// Checks what the database made of the folder. To be called at once after opening, because the database then begins
-    /// to move what it found in journals to tables.
+    /// Checks what the database made of the folder: where no journal has a number, tables must.
     pub(super) fn check_opened(&self, path: &Path, settings: &Keyspace) -> Result<(), OpenError> {
-        let persisted = settings.tree.get_highest_persisted_seqno();
         let refuse = |detail: String| OpenError::Damaged { path: path.to_owned(), detail };
         let newest = ledger::newest(settings).map_err(|error| refuse(explain(&error)))?;
         let newest = newest.map_or(0, |line| line.number);
@@ -93,13 +102,6 @@ impl Checked {
             let missing = safe - newest;
             return Err(refuse(format!("the last {missing} writes that were safe on the disk are missing")));
         }
-        // What was written before the first batch of the journals must have gone to tables before its journal was removed.
-        if let Some(Line { number, above_before, .. }) = self.journals.first
-            && number > 1
-            && persisted.is_none_or(|persisted| persisted <= above_before)
-        {
-            return Err(refuse(format!("a journal with writes before number {number} is missing")));
-        }
         Ok(())
     }
 
@@ -107,6 +109,18 @@ impl Checked {
     pub(super) fn is_used(&self) -> bool {
         self.safe.is_some_and(|safe| safe > 0) || self.journals.first.is_some()
     }
+}
+
+/// Fsyncs the folders in which the data folder and its keyspaces are named, which the database does not. Otherwise what is
+/// fsynced in them could be lost with their names.
+pub(super) fn keep_names(path: &Path) -> io::Result<()> {
+    let path = path.canonicalize()?;
+    // What the data folder lies in may be another's, who lets us pass and not look.
+    if let Some(Ok(parent)) = path.parent().map(File::open) {
+        parent.sync_all()?;
+    }
+    File::open(&path)?.sync_all()?;
+    File::open(path.join("keyspaces"))?.sync_all()
 }
 
 struct KeyspaceFolder {
@@ -132,26 +146,6 @@ fn keyspaces(folder: &Path) -> io::Result<BTreeMap<u64, KeyspaceFolder>> {
         found.insert(id, KeyspaceFolder { path, is_whole, has_tables });
     }
     Ok(found)
-}
-
-/// Checks a keyspace's list of tables, which the database believes without looking at its checksum. The tables themselves
-/// have their own. Says what is wrong.
-fn check_tables(folder: &Path) -> io::Result<Result<(), String>> {
-    let current = fs::read(folder.join(CURRENT))?;
-    if current.len() != CURRENT_LEN {
-        return Ok(Err(format!("the file \"{CURRENT}\"")));
-    }
-    let (Some(version), Some(sum)) = (current.first_chunk::<8>(), current[8..].first_chunk::<16>()) else {
-        return Ok(Err(format!("the file \"{CURRENT}\"")));
-    };
-    let name = format!("v{}", u64::from_le_bytes(*version));
-    let wrong = Ok(Err(format!("the list of tables \"{name}\"")));
-    match fs::read(folder.join(&name)) {
-        Ok(bytes) if xxh3_128(&bytes) == u128::from_le_bytes(*sum) => Ok(Ok(())),
-        Ok(_) => wrong,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => wrong,
-        Err(error) => Err(error),
-    }
 }
 
 /// Why something cannot be read, for a person.

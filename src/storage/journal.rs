@@ -70,12 +70,43 @@ pub(super) struct Journals {
     /// The newest number.
     newest: Option<u64>,
     seqno: Option<u64>,
+    /// What is to be done to the newest journal.
+    repair: Option<Repair>,
+}
+
+/// What an interrupted write makes necessary.
+#[derive(Debug)]
+struct Repair {
+    path: PathBuf,
+    /// Where a batch begins that was never finished.
+    cut_at: Option<usize>,
+    /// What may not be on the disk yet.
+    save: Range<usize>,
 }
 
 impl Journals {
     /// Whether nothing was ever written to them.
     pub(super) fn is_empty(&self) -> bool {
         self.seqno.is_none()
+    }
+
+    /// Cuts off a last batch that was never finished, and makes everything else safe by writing it again as it is.
+    pub(super) fn repair(&self) -> Result<(), JournalError> {
+        let Some(Repair { path, cut_at, save }) = &self.repair else { return Ok(()) };
+        if cut_at.is_none() && save.is_empty() {
+            return Ok(());
+        }
+        let repair = || {
+            let file = OpenOptions::new().read(true).write(true).open(path)?;
+            if let Some(position) = cut_at {
+                file.set_len(*position as u64)?;
+            }
+            let mut bytes = vec![0; save.len()];
+            file.read_exact_at(&mut bytes, save.start as u64)?;
+            file.write_all_at(&bytes, save.start as u64)?;
+            file.sync_all()
+        };
+        repair().map_err(|source| JournalError::Io { path: path.clone(), source })
     }
 
     /// Whether this batch can follow on those before it; `in_journal` unless it is the first of its journal.
@@ -100,23 +131,25 @@ impl Journals {
     }
 }
 
-/// Checks all journals in `folder`, cuts off a last batch that was never finished, and makes all of it safe. What the
-/// mark says is safe already.
+/// Checks all journals in `folder`, and changes nothing. `safe` is what the mark says.
 ///
 /// # Errors
-/// When a journal cannot be read or written, or holds anything that an interrupted write does not explain. Nothing was
-/// changed in the latter case.
+/// When a journal cannot be read, or holds anything that an interrupted write does not explain, or less than is safe.
 pub(super) fn check(folder: &Path, safe: Option<u64>) -> Result<Journals, JournalError> {
     let paths = journals(folder)?;
     let mut found = Journals { count: paths.len(), ..Journals::default() };
-    let mut active = None;
     for (index, path) in paths.iter().enumerate() {
         let bytes = read(path)?;
         let is_active = index + 1 == paths.len();
         let Scan { verdict, unsafe_from, whole } = scan(&bytes, safe, &mut found);
         match verdict {
-            Verdict::Whole if is_active => active = Some((path, None, unsafe_from..whole)),
-            Verdict::Torn(position) if is_active => active = Some((path, Some(position), unsafe_from..whole)),
+            Verdict::Whole if is_active => {
+                found.repair = Some(Repair { path: path.clone(), cut_at: None, save: unsafe_from..whole });
+            }
+            Verdict::Torn(position) if is_active => {
+                let save = unsafe_from..whole;
+                found.repair = Some(Repair { path: path.clone(), cut_at: Some(position), save });
+            }
             // Sealed journals were full, and fsynced as a whole.
             Verdict::Whole if whole > 0 => {}
             Verdict::Whole => return Err(JournalError::Damaged { path: path.clone(), position: 0 }),
@@ -130,9 +163,6 @@ pub(super) fn check(folder: &Path, safe: Option<u64>) -> Result<Journals, Journa
         && newest < safe
     {
         return Err(JournalError::Lost { path: folder.to_owned(), missing: safe - newest });
-    }
-    if let Some((path, cut_at, to_save)) = active {
-        save(path, cut_at, to_save).map_err(|source| JournalError::Io { path: path.clone(), source })?;
     }
     Ok(found)
 }
@@ -160,21 +190,6 @@ fn journals(folder: &Path) -> Result<Vec<PathBuf>, JournalError> {
 
 fn read(path: &Path) -> Result<Vec<u8>, JournalError> {
     fs::read(path).map_err(|source| JournalError::Io { path: path.to_owned(), source })
-}
-
-/// Cuts a journal, and writes a part of it again as it is.
-fn save(path: &Path, cut_at: Option<usize>, part: Range<usize>) -> io::Result<()> {
-    if cut_at.is_none() && part.is_empty() {
-        return Ok(());
-    }
-    let file = OpenOptions::new().read(true).write(true).open(path)?;
-    if let Some(position) = cut_at {
-        file.set_len(position as u64)?;
-    }
-    let mut bytes = vec![0; part.len()];
-    file.read_exact_at(&mut bytes, part.start as u64)?;
-    file.write_all_at(&bytes, part.start as u64)?;
-    file.sync_all()
 }
 
 /// What a journal's bytes amount to.

@@ -6,7 +6,8 @@
 //! - After a failed write nothing more is written: the store is poisoned, and the node stops.
 //! - What was durable and is not there any more, or not as it was written, is noticed: on opening or on reading.
 //!
-//! `folder` checks a folder before it is opened, and with `journal`, `batch` and `ledger` that nothing is missing;
+//! `folder` checks a folder before it is opened, and with `journal`, `batch`, `ledger` and `tables` that
+//! nothing is missing;
 //! [`keys`] says how rows are ordered, [`record`] how a message is written, [`rows`] which rows it needs, [`store`]
 //! reads, [`writer`] writes.
 
@@ -20,4 +21,5 @@ mod ledger;
 pub mod record;
 pub mod rows;
 pub mod store;
+mod tables;
 pub mod writer;

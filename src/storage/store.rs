@@ -199,6 +199,7 @@ impl Store {
         let ids = database.keyspace("ids", id_options).map_err(explain)?;
         let log = database.keyspace("log", KeyspaceCreateOptions::default).map_err(explain)?;
         let raft = database.keyspace("raft", KeyspaceCreateOptions::default).map_err(explain)?;
+        folder::keep_names(path).map_err(|source| OpenError::Io { path: path.to_owned(), source })?;
         let on_damage = Arc::default();
         let path = path.into();
         Ok(Self { path, database, meta, messages, ids, log, raft, shards, secret, incarnation, on_damage })

@@ -261,13 +261,14 @@ impl Store {
     }
 }
 
+/// The database does not say what became of the work that it does in the background.
+const POISONED: &str = "work in the background failed, or met damage (if it does so again, move the data folder away in a cluster, or restore it from a copy)";
+
 /// The error in words for a person; the database's own are for its programmers.
 fn explain(error: &fjall::Error) -> String {
     match error {
         fjall::Error::Io(error) | fjall::Error::Storage(fjall::LsmError::Io(error)) => error.to_string(),
-        fjall::Error::Poisoned => {
-            "work in the background failed, or met what was not written there".to_owned()
-        }
+        fjall::Error::Poisoned => POISONED.to_owned(),
         other => other.to_string(),
     }
 }

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use rustix::process::{Resource, Rlimit, prlimit};
 
 use crate::support::disk::{EIO, ENOSPC};
-use crate::support::{Client, Disk, Folder, Node, Plan, SOON, Seed, Written, until};
+use crate::support::{Client, Disk, Folder, Node, Plan, SOON, Said, Seed, Written, until};
 
 /// A file system in memory of a set size, seen only by processes that enter its namespace; gone with this value.
 struct SmallDisk {
@@ -308,5 +308,34 @@ async fn what_a_failed_fsync_left_in_memory_is_not_taken_for_kept() {
     let history = node.history("lobby").await;
     for one in &written {
         one.check_complete(&history);
+    }
+}
+
+#[tokio::test]
+async fn with_an_interval_the_power_takes_only_what_was_not_synced_yet() {
+    let disk = Disk::new();
+    let plan = Plan::new().env("PARLEY_HISTORY_DURABILITY", "interval:300");
+    let mut node = disk.plan(plan).start().await;
+    let mut safe: Vec<Said> = Vec::new();
+    for round in 0..3 {
+        let mut alice = Client::join(&node, "lobby", "alice").await;
+        let lines: Vec<_> = (0..100).map(|n| (format!("m{n}"), format!("{round}-{n}"))).collect();
+        let (said, _) = alice.say_all(&lines, 50).await;
+        // The last of these may be lost, and whatever is lost: the node starts.
+        if round < 2 {
+            safe.extend(said);
+            // A sync that begins once another has ended covers what was said before.
+            for time in ["once", "again"] {
+                let syncs = disk.syncs();
+                alice.say_and_settle(time, &format!("{round}-{time}")).await;
+                until("it is synced", SOON, async || disk.syncs() > syncs).await;
+            }
+        }
+        node.kill9();
+        disk.power_loss(node.data());
+        node.start_again().await;
+        let history = node.history("lobby").await;
+        assert!(history.starts_with(&safe), "round {round}: {} of {} are left", history.len(), safe.len());
+        safe = if round == 0 { history } else { safe };
     }
 }
