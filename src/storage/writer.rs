@@ -152,6 +152,9 @@ impl Task {
                 // only, wherever the power goes, and whatever else does not read is known to be damage.
                 self.sync();
             }
+            if let Some(pause) = self.store.needs_room() {
+                std::thread::sleep(pause);
+            }
         }
         self.sync();
     }
