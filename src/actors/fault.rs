@@ -3,11 +3,13 @@
 //! `PARLEY_FAULT_ROOM_PANIC=before|after` makes a room panic the first time it is given a message with the text
 //! `panic!`: before it does anything with it, or after it has relayed and appended it.
 //! `PARLEY_FAULT_CLOCK_OFFSET_MS=N` shifts the clock that stamps messages.
+//! `PARLEY_FAULT_KEPT_ENTRIES=N` is how many entries stay in a log for those who were away.
 
 use crate::chat::room::Effect;
 use crate::protocol::internal::ToRoom;
 use crate::protocol::names::MessageId;
 use std::collections::HashSet;
+use std::str::FromStr;
 use std::sync::Mutex;
 
 const TRIGGER: &str = "panic!";
@@ -15,7 +17,15 @@ const TRIGGER: &str = "panic!";
 static TRIGGERED: Mutex<Option<HashSet<MessageId>>> = Mutex::new(None);
 
 pub(super) fn clock_offset_ms() -> i64 {
-    std::env::var("PARLEY_FAULT_CLOCK_OFFSET_MS").ok().and_then(|text| text.parse().ok()).unwrap_or(0)
+    number("PARLEY_FAULT_CLOCK_OFFSET_MS").unwrap_or(0)
+}
+
+pub(crate) fn kept_entries() -> Option<u64> {
+    number("PARLEY_FAULT_KEPT_ENTRIES")
+}
+
+fn number<T: FromStr>(variable: &str) -> Option<T> {
+    std::env::var(variable).ok()?.parse().ok()
 }
 
 pub(super) fn maybe_panic_before(command: &ToRoom) {

@@ -22,6 +22,8 @@ mod proxy;
 mod support;
 
 #[cfg(feature = "fault-injection")]
+mod absent;
+#[cfg(feature = "fault-injection")]
 mod clocks;
 mod crowds;
 mod deaths;
