@@ -23,6 +23,7 @@ mod support;
 
 #[cfg(feature = "fault-injection")]
 mod absent;
+mod bursts;
 #[cfg(feature = "fault-injection")]
 mod clocks;
 mod crowds;
