@@ -10,7 +10,7 @@ use crate::support::{Client, SOON};
 const ROOM: &str = "lobby";
 
 /// Entries that a log keeps here for those who were away.
-const KEPT: u64 = 50;
+const KEPT: u64 = 30;
 
 /// Rooms that are written to while a node is away, and what is said in each, so many at a time.
 const ROOMS: usize = 12;
