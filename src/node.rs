@@ -277,12 +277,16 @@ async fn consensus(
     metrics: &Arc<Metrics>,
 ) -> Result<Arc<Consensus>, NodeError> {
     let peers = config.cluster.iter().flat_map(|cluster| &cluster.peers);
+    #[cfg(feature = "fault-injection")]
+    let kept_entries = crate::actors::fault::kept_entries().unwrap_or(KEPT_ENTRIES);
+    #[cfg(not(feature = "fault-injection"))]
+    let kept_entries = KEPT_ENTRIES;
     let settings = Settings {
         name: config.name.clone(),
         peers: peers.map(|peer| peer.name.clone()).collect(),
         shards: config.shards,
         replicas: config.replicas,
-        kept_entries: KEPT_ENTRIES,
+        kept_entries,
     };
     let directory: Directory = {
         let neighbours = Arc::clone(neighbours);

@@ -2,6 +2,7 @@
 //!
 //! `PARLEY_FAULT_ROOM_PANIC=before|after` makes a room panic the first time it is given a message with the text
 //! `panic!`: before it does anything with it, or after it has relayed and appended it.
+//! `PARLEY_FAULT_KEPT_ENTRIES=N` is how many entries stay in a log for those who were away.
 
 use crate::chat::room::Effect;
 use crate::protocol::internal::ToRoom;
@@ -12,6 +13,10 @@ use std::sync::Mutex;
 const TRIGGER: &str = "panic!";
 
 static TRIGGERED: Mutex<Option<HashSet<MessageId>>> = Mutex::new(None);
+
+pub(crate) fn kept_entries() -> Option<u64> {
+    std::env::var("PARLEY_FAULT_KEPT_ENTRIES").ok()?.parse().ok()
+}
 
 pub(super) fn maybe_panic_before(command: &ToRoom) {
     if let ToRoom::Say { say, .. } = command {

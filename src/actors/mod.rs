@@ -21,6 +21,6 @@ pub mod root;
 pub mod shard_host;
 
 #[cfg(feature = "fault-injection")]
-mod fault;
+pub(crate) mod fault;
 
 pub use crate::protocol::names::SCOPE;

@@ -22,6 +22,10 @@ use tracing::{debug, info};
 /// How often a leader tells its followers that it is there.
 pub const HEARTBEAT_MS: u64 = 100;
 
+/// How long a leader waits for the answer to one beat before it lets go of it. A follower answers when what it has got
+/// before is on disk, which takes longer than the next beat when much is said.
+const ANSWER_MS: u64 = 200;
+
 /// The least time without a word from the leader after which a follower stands for election.
 pub const ELECTION_MIN_MS: u64 = 300;
 
@@ -98,7 +102,10 @@ pub struct Group {
 pub(super) fn config(kept_entries: u64, alone: bool) -> Result<Arc<Config>, openraft::ConfigError> {
     let config = Config {
         cluster_name: "parley".to_owned(),
-        heartbeat_interval: HEARTBEAT_MS,
+        // Not the beats themselves, which this node sends for all its groups at once, but what openraft derives from it:
+        // how often a group looks at the time, and how long it waits for an answer to a beat.
+        enable_heartbeat: false,
+        heartbeat_interval: ANSWER_MS,
         election_timeout_min: ELECTION_MIN_MS,
         election_timeout_max: ELECTION_MAX_MS,
         enable_pre_vote: Some(true),
@@ -186,6 +193,14 @@ impl Group {
         let proposal = Proposal { lead, append: Append { room, messages }, done };
         if let Err(unsent) = self.proposals.send(proposal) {
             (unsent.0.done)(Err(ProposeError::Failed));
+        }
+    }
+
+    /// Tells the followers, if this node leads, that it is there.
+    pub(super) async fn beat(&self) {
+        if self.raft.as_leader().is_ok() {
+            // A group that has stopped beats no more.
+            let _ = self.raft.trigger().heartbeat().await;
         }
     }
 

@@ -7,6 +7,7 @@ use super::types::{GroupId, Types, decode, encode};
 use crate::storage::keys;
 use crate::storage::store::Store;
 use crate::storage::writer::{Change, Flush, Space, WriteFailed, Writer};
+use futures_util::{Stream, TryStreamExt, stream};
 use openraft::alias::{EntryOf, LogIdOf, VoteOf};
 use openraft::entry::RaftEntry;
 use openraft::storage::{IOFlushed, RaftLogStorage};
@@ -18,10 +19,13 @@ use std::ops::{Bound, RangeBounds};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::oneshot;
 
-/// Entries that are kept in memory once they are on disk.
+/// Entries that are kept in memory once they are on disk, and their bytes as they are written there (in memory they
+/// take two to three times as much): enough for a follower that keeps up, little beside sixteen groups.
 const TAIL_DURABLE_MAX: usize = 512;
+const TAIL_DURABLE_BYTES_MAX: usize = 256 * 1024;
 
-/// Bytes of entries that are read for a follower at once.
+/// Bytes of entries that are read for a follower at once. It is told again that its leader is there only between two
+/// such parts.
 const READ_BYTES_MAX: usize = 256 * 1024;
 
 const ROW_VOTE: u8 = 0;
@@ -41,8 +45,10 @@ struct Log {
     purged: Option<LogIdOf<Types>>,
     /// The id of the newest entry, or of the newest that was purged.
     last: Option<LogIdOf<Types>>,
-    /// The newest entries, without holes; the last of them is `last`.
-    tail: VecDeque<EntryOf<Types>>,
+    /// The newest entries and their sizes on disk, without holes; the last of them is `last`.
+    tail: VecDeque<(EntryOf<Types>, usize)>,
+    /// The sum of the sizes.
+    tail_bytes: usize,
     /// Entries below this index are on disk.
     durable_below: u64,
     /// How often the end was cut off: what was being written before says nothing of what stands there now.
@@ -62,7 +68,7 @@ impl LogStore {
         let newest = newest.map(|(_, row)| decode::<EntryOf<Types>>(&row)).transpose()?;
         let last = newest.map_or(purged, |entry| Some(entry.log_id()));
         let durable_below = last.map_or(0, |last| last.index + 1);
-        let log = Log { vote, purged, last, tail: VecDeque::new(), durable_below, cuts: 0 };
+        let log = Log { vote, purged, last, tail: VecDeque::new(), tail_bytes: 0, durable_below, cuts: 0 };
         Ok(Self { group, store, writer, log: Arc::new(Mutex::new(log)) })
     }
 
@@ -102,25 +108,53 @@ pub(super) async fn write(writer: &Writer, changes: Vec<Change>, flush: Flush) -
 }
 
 impl Log {
-    /// The entries `from..=upto`, if memory holds all of them that there are from `from` on.
-    fn in_memory(&self, from: u64, upto: u64) -> Option<Vec<EntryOf<Types>>> {
-        let first = match self.tail.front() {
-            Some(oldest) => oldest.index(),
-            // Nothing was appended since the start: only what lies beyond the end is known without the disk.
-            None => self.last.map_or(0, |last| last.index + 1),
-        };
+    /// The index of the oldest entry in memory.
+    fn tail_from(&self) -> Option<u64> {
+        self.tail.front().map(|(oldest, _)| oldest.index())
+    }
+
+    /// The entries `from..=upto`, or the first of them, about `bytes`; if memory holds all that there are from `from` on.
+    fn in_memory(&self, from: u64, upto: u64, bytes: usize) -> Option<Vec<EntryOf<Types>>> {
+        // Without a tail only what lies beyond the end is known without the disk.
+        let first = self.tail_from().unwrap_or_else(|| self.last.map_or(0, |last| last.index + 1));
         (from >= first).then(|| {
             let skip = (from - first) as usize;
             let wanted = (upto.saturating_sub(from) as usize).saturating_add(1);
-            self.tail.iter().skip(skip).take(wanted).cloned().collect()
+            let mut taken: usize = 0;
+            let fits = |(_, size): &&(EntryOf<Types>, usize)| {
+                let is_first = taken == 0;
+                taken = taken.saturating_add(*size);
+                is_first || taken <= bytes
+            };
+            self.tail
+                .iter()
+                .skip(skip)
+                .take(wanted)
+                .take_while(fits)
+                .map(|(entry, _)| entry.clone())
+                .collect()
         })
     }
 
+    fn push(&mut self, entry: EntryOf<Types>, size: usize) {
+        self.last = Some(entry.log_id());
+        self.tail.push_back((entry, size));
+        self.tail_bytes += size;
+    }
+
+    fn pop_oldest(&mut self) {
+        self.tail_bytes -= self.tail.pop_front().map_or(0, |(_, size)| size);
+    }
+
+    fn pop_newest(&mut self) {
+        self.tail_bytes -= self.tail.pop_back().map_or(0, |(_, size)| size);
+    }
+
     fn forget_durable(&mut self) {
-        while self.tail.len() > TAIL_DURABLE_MAX
-            && self.tail.front().is_some_and(|oldest| oldest.index() < self.durable_below)
+        while (self.tail.len() > TAIL_DURABLE_MAX || self.tail_bytes > TAIL_DURABLE_BYTES_MAX)
+            && self.tail_from().is_some_and(|oldest| oldest < self.durable_below)
         {
-            self.tail.pop_front();
+            self.pop_oldest();
         }
     }
 }
@@ -130,10 +164,10 @@ impl LogStore {
     async fn read(&self, from: u64, upto: u64, bytes: usize) -> io::Result<Vec<EntryOf<Types>>> {
         let tail_from = {
             let log = self.log();
-            if let Some(entries) = log.in_memory(from, upto) {
+            if let Some(entries) = log.in_memory(from, upto, bytes) {
                 return Ok(entries);
             }
-            log.tail.front().map(RaftEntry::index)
+            log.tail_from()
         };
         // What the disk lacks of the end, memory has.
         let on_disk = tail_from.map_or(upto, |tail_from| upto.min(tail_from.saturating_sub(1)));
@@ -143,7 +177,7 @@ impl LogStore {
         match tail_from {
             // The beginning was purged.
             Some(tail_from) if rows.is_empty() && tail_from <= upto => {
-                Ok(self.log().in_memory(tail_from, upto).unwrap_or_default())
+                Ok(self.log().in_memory(tail_from, upto, bytes).unwrap_or_default())
             }
             _ => rows.iter().map(|(_, row)| decode(row)).collect(),
         }
@@ -180,6 +214,30 @@ impl RaftLogReader<Types> for LogStore {
             entries.extend(read);
         }
         Ok(entries)
+    }
+
+    async fn entries_stream<RB>(
+        &mut self,
+        range: RB,
+    ) -> impl Stream<Item = Result<EntryOf<Types>, io::Error>> + OptionalSend
+    where
+        RB: RangeBounds<u64> + Clone + Debug + OptionalSend,
+    {
+        // In parts: what is to be applied after a long absence need not fit into memory.
+        let (from, upto) = ends(&range);
+        let log = self.clone();
+        let parts = stream::try_unfold(from, move |from| {
+            let log = log.clone();
+            async move {
+                if from > upto {
+                    return Ok(None);
+                }
+                let part = log.read(from, upto, READ_BYTES_MAX).await?;
+                let next = part.last().map(|last| last.index() + 1);
+                Ok::<_, io::Error>(next.map(|next| (stream::iter(part.into_iter().map(Ok)), next)))
+            }
+        });
+        Box::pin(parts.try_flatten())
     }
 
     async fn read_vote(&mut self) -> Result<Option<VoteOf<Types>>, io::Error> {
@@ -227,9 +285,9 @@ impl RaftLogStorage<Types> for LogStore {
             let mut log = self.log();
             for entry in entries {
                 let key = keys::log(self.group.0, entry.index());
-                rows.push(Change::Put(Space::Log, key, encode(&entry)));
-                log.last = Some(entry.log_id());
-                log.tail.push_back(entry);
+                let row = encode(&entry);
+                log.push(entry, row.len());
+                rows.push(Change::Put(Space::Log, key, row));
             }
             (log.last.map_or(0, |last| last.index + 1), log.cuts)
         };
@@ -256,8 +314,8 @@ impl RaftLogStorage<Types> for LogStore {
             if first_gone >= end {
                 return Ok(());
             }
-            while log.tail.back().is_some_and(|newest| newest.index() >= first_gone) {
-                log.tail.pop_back();
+            while log.tail.back().is_some_and(|(newest, _)| newest.index() >= first_gone) {
+                log.pop_newest();
             }
             log.last = last_log_id;
             log.durable_below = log.durable_below.min(first_gone);
@@ -274,8 +332,8 @@ impl RaftLogStorage<Types> for LogStore {
             let mut log = self.log();
             let first = log.purged.map_or(0, |purged| purged.index + 1);
             log.purged = Some(log_id);
-            while log.tail.front().is_some_and(|oldest| oldest.index() <= log_id.index) {
-                log.tail.pop_front();
+            while log.tail_from().is_some_and(|oldest| oldest <= log_id.index) {
+                log.pop_oldest();
             }
             if log.last.is_none_or(|last| last.index < log_id.index) {
                 log.last = Some(log_id);

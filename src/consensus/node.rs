@@ -1,6 +1,6 @@
 //! All groups of this node, and what they answer to other nodes.
 
-use super::group::{self, Group};
+use super::group::{self, Group, HEARTBEAT_MS};
 use super::log::{self, LogStore, write};
 use super::machine::{self, StateMachine};
 use super::tending;
@@ -15,11 +15,11 @@ use openraft::async_runtime::watch::WatchReceiver;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::io;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
-use tokio::time::Instant;
+use tokio::time::{Instant, MissedTickBehavior};
 
 /// How long groups are given to find another leader when the node stops.
 const HAND_OVER_TIMEOUT: Duration = Duration::from_secs(2);
@@ -105,7 +105,7 @@ pub struct Consensus {
     writer: Writer,
     transport: Arc<Transport>,
     charter: Arc<watch::Sender<Option<Charter>>>,
-    tending: Mutex<Option<JoinHandle<()>>>,
+    tasks: Mutex<Vec<JoinHandle<()>>>,
 }
 
 impl Consensus {
@@ -143,10 +143,13 @@ impl Consensus {
             writer,
             transport,
             charter,
-            tending: Mutex::new(None),
+            tasks: Mutex::new(Vec::new()),
         });
-        let task = tokio::spawn(tending::tend(Arc::downgrade(&consensus), directory));
-        *consensus.tending.lock().unwrap_or_else(PoisonError::into_inner) = Some(task);
+        let mut tasks = vec![tokio::spawn(tending::tend(Arc::downgrade(&consensus), directory))];
+        if !alone {
+            tasks.push(tokio::spawn(beat(Arc::downgrade(&consensus))));
+        }
+        *consensus.tasks.lock().unwrap_or_else(PoisonError::into_inner) = tasks;
         Ok(consensus)
     }
 
@@ -237,9 +240,7 @@ impl Consensus {
 
     /// Stops all groups.
     pub async fn stop(&self) {
-        if let Some(task) = self.tending.lock().unwrap_or_else(PoisonError::into_inner).take() {
-            task.abort();
-        }
+        self.tasks.lock().unwrap_or_else(PoisonError::into_inner).drain(..).for_each(|task| task.abort());
         for group in self.groups.values() {
             group.stop().await;
         }
@@ -256,6 +257,21 @@ impl Consensus {
         let changes = rows.into_iter().map(|(space, key, value)| Change::Put(space, key, value)).collect();
         write(&self.writer, changes, Flush::Lazy).await.ok()?;
         Some(Answer::Rows)
+    }
+}
+
+/// Beats for all groups that this node leads, in the same moment: what they have to say to a peer then leaves as one
+/// frame, and so do the answers.
+async fn beat(consensus: Weak<Consensus>) {
+    let mut ticks = tokio::time::interval(Duration::from_millis(HEARTBEAT_MS));
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        let Some(consensus) = consensus.upgrade() else { return };
+        for group in consensus.groups.values() {
+            // Nobody waits here: a group's queue takes 65,536 commands, and rooms refuse more long before.
+            group.beat().await;
+        }
     }
 }
 

@@ -23,7 +23,7 @@ use std::future::Future;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Semaphore, mpsc, oneshot};
 use tracing::debug;
 
 /// Bytes of a shard's history that travel at once when it is copied.
@@ -34,6 +34,13 @@ const FRAME_BYTES: usize = 256 * 1024;
 
 /// How long one part of a copy may take to be answered.
 const COPY_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long an append may take to be answered: the other node first brings to disk what came before. Longer than that
+/// only where an answer was lost; a link that ends is noticed at once.
+const APPEND_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Copies that this node sends at the same time. Others wait: a node that was away for long gets them from several.
+const COPIES_MAX: usize = 2;
 
 /// The links to other nodes, as far as agreement needs them.
 pub trait Links: Send + Sync + 'static {
@@ -108,6 +115,7 @@ pub struct Transport {
     outboxes: Mutex<HashMap<String, mpsc::UnboundedSender<Envelope>>>,
     waiting: Mutex<HashMap<u64, Waiting>>,
     next: AtomicU64,
+    copies: Semaphore,
 }
 
 struct Waiting {
@@ -140,6 +148,7 @@ impl Transport {
             outboxes: Mutex::new(HashMap::new()),
             waiting: Mutex::new(HashMap::new()),
             next: AtomicU64::new(0),
+            copies: Semaphore::new(COPIES_MAX),
         })
     }
 
@@ -314,6 +323,7 @@ impl Connection {
         vote: VoteOf<Types>,
         snapshot: SnapshotOf<Types, SnapshotData>,
     ) -> Result<SnapshotResponse<Types>, StreamingError<Types>> {
+        let _turn = self.network.transport.copies.acquire().await;
         let mut position: Position = None;
         if let Some(shard) = self.network.group.shard() {
             loop {
@@ -341,9 +351,9 @@ impl RaftNetworkV2<Types> for Connection {
     async fn append_entries(
         &mut self,
         rpc: AppendEntriesRequest<Types>,
-        option: RPCOption,
+        _option: RPCOption,
     ) -> Result<AppendEntriesResponse<Types>, RPCError<Types>> {
-        match self.ask(Request::Append(rpc), RPCTypes::AppendEntries, option.hard_ttl()).await? {
+        match self.ask(Request::Append(rpc), RPCTypes::AppendEntries, APPEND_TIMEOUT).await? {
             Answer::Append(response) => Ok(response),
             _ => Err(self.nonsense()),
         }

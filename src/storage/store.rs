@@ -8,12 +8,14 @@ use super::writer::Space;
 use crate::protocol::message::Message;
 use crate::protocol::names::{MessageId, RoomName, ShardId};
 use crate::protocol::{BACKLOG_DEFAULT, Timestamp};
+use fjall::compaction::Leveled;
 use fjall::config::{FilterPolicy, PinningPolicy};
 use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode};
 use std::io;
 use std::ops::Bound;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 /// The layout of keyspaces and keys. A folder of another format is refused, not guessed at.
 ///
@@ -25,7 +27,25 @@ const FORMAT: u32 = 2;
 const FORMAT_OLDEST: u32 = 1;
 
 /// Memory for blocks read from disk, in bytes.
-const CACHE_BYTES: u64 = 64 * 1024 * 1024;
+const CACHE_BYTES: u64 = 16 * 1024 * 1024;
+
+/// Rows that a keyspace gathers in memory before they are to become a table on disk, in bytes. In memory they take about
+/// twice as much.
+const GATHERED_BYTES: u64 = 6 * 1024 * 1024;
+
+/// What all keyspaces may have gathered before the writer makes room for the thread that makes tables: a little more
+/// than what the three busy ones may have.
+const ROOM_FROM_BYTES: u64 = 4 * GATHERED_BYTES;
+
+/// The least room: about what it takes to wake a thread. A millisecond more for each [`GATHERED_BYTES`] beyond.
+const ROOM: Duration = Duration::from_micros(200);
+
+/// So many tables of newest rows are merged at once into what lies below them. The fewer, the more often that is written
+/// again.
+const NEWEST_TABLES: u8 = 8;
+
+/// The size of a table below. A merge takes several of them at once, and while it runs no other table is made.
+const TABLE_BYTES: u64 = 8 * 1024 * 1024;
 
 const META_FORMAT: &str = "format";
 const META_SHARDS: &str = "shards";
@@ -195,10 +215,10 @@ impl Store {
             let detail = format!("its part \"{name}\" is missing");
             return Err(OpenError::Damaged { path: path.to_owned(), detail });
         }
-        let messages = database.keyspace("messages", KeyspaceCreateOptions::default).map_err(explain)?;
+        let messages = database.keyspace("messages", options).map_err(explain)?;
         let ids = database.keyspace("ids", id_options).map_err(explain)?;
-        let log = database.keyspace("log", KeyspaceCreateOptions::default).map_err(explain)?;
-        let raft = database.keyspace("raft", KeyspaceCreateOptions::default).map_err(explain)?;
+        let log = database.keyspace("log", options).map_err(explain)?;
+        let raft = database.keyspace("raft", options).map_err(explain)?;
         folder::keep_names(path).map_err(|source| OpenError::Io { path: path.to_owned(), source })?;
         let on_damage = Arc::default();
         let path = path.into();
@@ -240,6 +260,16 @@ impl Store {
     #[must_use]
     pub fn shards(&self) -> u16 {
         self.shards
+    }
+
+    /// How long the writer should leave the journal alone before its next batch, if at all.
+    ///
+    /// The thread that makes tables of gathered rows needs the journal for a moment, and a writer that takes it again as
+    /// soon as it lets go of it would keep it waiting for seconds, in which rows gather in memory without bound. The
+    /// further behind that thread is, the longer: what is written meanwhile waits in front of its ack.
+    pub(super) fn needs_room(&self) -> Option<Duration> {
+        let behind = self.database.write_buffer_size().checked_sub(ROOM_FROM_BYTES)?;
+        Some(ROOM + Duration::from_micros(behind * 1000 / GATHERED_BYTES))
     }
 
     pub(super) fn keyspace(&self, space: Space) -> &Keyspace {
@@ -422,9 +452,15 @@ fn new_incarnation() -> Result<u64, OpenError> {
     Ok(u64::from_be_bytes(bytes).max(1))
 }
 
+/// What a keyspace is made with, and keeps for as long as the folder lives.
+fn options() -> KeyspaceCreateOptions {
+    let merging = Leveled::default().with_l0_threshold(NEWEST_TABLES).with_table_target_size(TABLE_BYTES);
+    KeyspaceCreateOptions::default().max_memtable_size(GATHERED_BYTES).compaction_strategy(Arc::new(merging))
+}
+
 /// The rows that find messages by id are asked for almost only in vain: the filters must stay in memory.
 fn id_options() -> KeyspaceCreateOptions {
-    KeyspaceCreateOptions::default()
+    options()
         .filter_policy(FilterPolicy::all(fjall::config::FilterPolicyEntry::Bloom(
             fjall::config::BloomConstructionPolicy::BitsPerKey(10.0),
         )))

@@ -21,6 +21,9 @@ use std::time::{Duration, Instant};
 /// Changes in one batch; more wait for the next, so that nobody waits for an endless batch.
 const BATCH_CHANGES_MAX: usize = 4096;
 
+/// How often the writer makes room, if it has to: seldom beside its batches, often beside what it makes room for.
+const ROOM_EVERY: Duration = Duration::from_millis(5);
+
 /// When an acknowledged message is on disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Durability {
@@ -106,6 +109,7 @@ impl Writer {
             queued_changes: Arc::clone(&queued_changes),
             on_failure: Some(on_failure),
             unsynced_since: None,
+            made_room_at: Instant::now(),
         };
         let thread =
             std::thread::Builder::new().name("store-writer".into()).spawn(move || task.run(&writes))?;
@@ -139,6 +143,8 @@ struct Task {
     on_failure: Option<OnFailure>,
     /// When the oldest write that was not fsynced was made.
     unsynced_since: Option<Instant>,
+    /// When the journal was left alone the last time.
+    made_room_at: Instant,
 }
 
 impl Task {
@@ -156,8 +162,19 @@ impl Task {
                 // only, wherever the power goes, and whatever else does not read is known to be damage.
                 self.sync();
             }
+            self.make_room();
         }
         self.sync();
+    }
+
+    /// Leaves the journal alone for a moment, if the store asks for it.
+    fn make_room(&mut self) {
+        if self.made_room_at.elapsed() >= ROOM_EVERY
+            && let Some(pause) = self.store.needs_room()
+        {
+            std::thread::sleep(pause);
+            self.made_room_at = Instant::now();
+        }
     }
 
     /// Gathers what has arrived; false when nobody can write any more.

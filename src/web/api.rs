@@ -11,7 +11,7 @@ use http::{HeaderValue, StatusCode, header};
 use percent_encoding::percent_decode_str;
 use ractor::rpc::CallResult;
 use serde::Serialize;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tracing::error;
 use warp::reply::Response;
 
@@ -23,6 +23,13 @@ const HISTORY_LIMIT_MAX: usize = crate::protocol::BACKLOG_MAX;
 
 /// How long a page of history may take.
 const HISTORY_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long a page of history waits for its shard to have a leader: as long as it takes to hand the lead on, with plenty
+/// to spare. An election may take longer; then the asker is told.
+const LEADER_WAIT: Duration = Duration::from_secs(1);
+
+/// How often it is asked meanwhile.
+const LEADER_POLL: Duration = Duration::from_millis(50);
 
 /// An answer that is not what was asked for. On `/api` its body is `{"error":"…"}`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -146,26 +153,32 @@ fn json(body: &impl Serialize) -> Response {
 pub async fn history(web: &Web, segment: &str, query: &str) -> Result<Response, Refusal> {
     let room = room_name(web, segment)?;
     let range = history_range(query)?;
-    let unavailable = |reason: &str| Refusal::new(StatusCode::SERVICE_UNAVAILABLE, reason);
-    let leader = web
-        .context
-        .neighbours
-        .leader_of(room.shard(web.context.shards))
-        .ok_or_else(|| unavailable("The room's history cannot be reached now, please try again"))?;
-    let question = |reply| HostMsg::History { room, range, reply };
+    let deadline = Instant::now() + LEADER_WAIT;
+    loop {
+        match page(web, &room, range).await {
+            Some(Ok(found)) => return Ok(history_page(&found)),
+            Some(Err(HistoryError::Unreadable)) => {
+                return Err(Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, "The history cannot be read"));
+            }
+            Some(Err(HistoryError::NotLeader)) | None if Instant::now() < deadline => {
+                tokio::time::sleep(LEADER_POLL).await;
+            }
+            Some(Err(HistoryError::NotLeader)) | None => {
+                let reason = "The room's history cannot be reached now, please try again";
+                return Err(Refusal::new(StatusCode::SERVICE_UNAVAILABLE, reason));
+            }
+        }
+    }
+}
+
+/// Asks the node that leads the room's shard; `None` when there is none, or when it does not answer.
+async fn page(web: &Web, room: &RoomName, range: Range) -> Option<Result<Found, HistoryError>> {
+    let leader = web.context.neighbours.leader_of(room.shard(web.context.shards))?;
+    let question = |reply| HostMsg::History { room: room.clone(), range, reply };
     // A host that fails meanwhile, or whose node does, drops the question.
-    let answer = match leader.host.call(question, Some(HISTORY_TIMEOUT)).await {
-        Ok(CallResult::Success(answer)) => wire::decode::<Result<Found, HistoryError>>(&answer),
+    match leader.host.call(question, Some(HISTORY_TIMEOUT)).await {
+        Ok(CallResult::Success(answer)) => wire::decode(&answer),
         Ok(CallResult::Timeout | CallResult::SenderError) | Err(_) => None,
-    };
-    match answer {
-        Some(Ok(found)) => Ok(history_page(&found)),
-        Some(Err(HistoryError::Unreadable)) => {
-            Err(Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, "The history cannot be read"))
-        }
-        Some(Err(HistoryError::NotLeader)) | None => {
-            Err(unavailable("The room's history cannot be reached now, please try again"))
-        }
     }
 }
 

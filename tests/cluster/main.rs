@@ -23,6 +23,9 @@ mod proxy;
 #[expect(dead_code, unused_imports, reason = "some of it is for the tests of one node alone")]
 mod support;
 
+#[cfg(feature = "fault-injection")]
+mod absent;
+mod bursts;
 mod clocks;
 mod crowds;
 mod deaths;

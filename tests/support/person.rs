@@ -236,6 +236,8 @@ impl Person {
 
     /// Says nothing new from now on.
     pub(crate) fn hush(&self) {
+        // With the account in hand, so that nobody is in the midst of thinking.
+        let _account = self.account();
         self.wish.send_replace(Wish::Hush);
     }
 
@@ -423,7 +425,7 @@ impl Life {
                     frame => self.note(client, frame),
                 },
                 _ = ticks.tick() => {
-                    if self.habits.says_every.is_some() && wish == Wish::Chat {
+                    if self.habits.says_every.is_some() {
                         self.think();
                     }
                     for (id, text) in self.due() {
@@ -437,10 +439,10 @@ impl Life {
         }
     }
 
-    /// Has something new to say, unless too much is unanswered.
+    /// Has something new to say, unless it is to hush or too much is unanswered.
     fn think(&self) {
         let mut account = self.account.lock().unwrap();
-        if account.open.len() >= WINDOW {
+        if *self.wish.borrow() != Wish::Chat || account.open.len() >= WINDOW {
             return;
         }
         let number = account.sent.len();
