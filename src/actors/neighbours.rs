@@ -41,6 +41,8 @@ struct Report {
     ready: bool,
     rooms: u64,
     sessions: u64,
+    /// Whom it is linked to.
+    linked: Vec<String>,
     /// What its clock says.
     clock: Timestamp,
     /// The shards that it leads: who does not keep them knows of them from here only.
@@ -273,6 +275,10 @@ impl Neighbours {
             ready: self.shards_without_leader().is_empty(),
             rooms: self.metrics.rooms.get().max(0) as u64,
             sessions: self.metrics.sessions.get().max(0) as u64,
+            linked: {
+                let linked = self.incarnations.read().unwrap_or_else(PoisonError::into_inner);
+                linked.keys().cloned().collect()
+            },
             clock: self.clock.now(),
             led: Vec::new(),
         }
@@ -317,14 +323,26 @@ impl Neighbours {
     #[must_use]
     pub fn linked(&self) -> Vec<Peer> {
         let Some(links) = &self.links else { return Vec::new() };
-        let up = links.peers().into_iter().filter(|peer| peer.state == PeerState::Up);
+        let up: Vec<PeerView> =
+            links.peers().into_iter().filter(|peer| peer.state == PeerState::Up).collect();
+        let names: Vec<String> = up.iter().map(|peer| peer.name.clone()).collect();
         let reports = self.reports.read().unwrap_or_else(PoisonError::into_inner);
-        up.filter_map(|peer| {
-            let hello = peer.hello?;
-            let leaving = reports.get(&peer.name).is_some_and(|report| report.leaving);
-            Some(Peer { name: peer.name, incarnation: hello.incarnation, has_past: hello.has_past, leaving })
-        })
-        .collect()
+        up.into_iter()
+            .filter_map(|peer| {
+                let hello = peer.hello?;
+                let report = reports.get(&peer.name);
+                let sees = |name: &String| {
+                    *name == peer.name || report.is_some_and(|report| report.linked.contains(name))
+                };
+                Some(Peer {
+                    incarnation: hello.incarnation,
+                    has_past: hello.has_past,
+                    leaving: report.is_some_and(|report| report.leaving),
+                    sees_all: names.iter().all(sees),
+                    name: peer.name,
+                })
+            })
+            .collect()
     }
 
     /// Whether the node called `name` is linked and belongs here. The library shows the groups of a node before that node

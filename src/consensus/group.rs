@@ -12,10 +12,10 @@ use openraft::alias::CommittedLeaderIdOf;
 use openraft::async_runtime::watch::WatchReceiver;
 use openraft::errors::ClientWriteError;
 use openraft::{Config, Instant, Raft, ReadPolicy, ServerState};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinHandle;
 use tracing::{debug, info};
 
@@ -46,6 +46,15 @@ const WATCH: Duration = Duration::from_millis(250);
 /// And while it does not lead yet, though it was elected.
 const WATCH_CLOSELY: Duration = Duration::from_millis(10);
 
+/// A lead that is being given away is taken back when nobody has taken it for so long.
+const GIVEN_FOR: Duration = Duration::from_secs(2);
+
+/// Before a lead is given away, what is on its way is waited for, for so long at most.
+const SETTLES_WITHIN: Duration = Duration::from_millis(500);
+
+/// How often it is looked whether that has happened.
+const SETTLED_POLL: Duration = Duration::from_millis(5);
+
 /// Messages of a group that may be on their way into its log; beyond it, rooms refuse more.
 const PROPOSED_MAX: usize = 16 * 1024;
 
@@ -75,6 +84,26 @@ pub struct Lead {
     pub term: u64,
 }
 
+/// The turn at leading that is being given away, and until when: nothing is said in it any more.
+#[derive(Default)]
+struct Given {
+    lead: Mutex<Option<(Lead, std::time::Instant)>>,
+    changed: Notify,
+}
+
+impl Given {
+    fn set(&self, lead: Lead) {
+        let until = std::time::Instant::now() + GIVEN_FOR;
+        *self.lead.lock().unwrap_or_else(PoisonError::into_inner) = Some((lead, until));
+        self.changed.notify_one();
+    }
+
+    fn is(&self, lead: Lead) -> bool {
+        let given = *self.lead.lock().unwrap_or_else(PoisonError::into_inner);
+        given.is_some_and(|(given, until)| given == lead && std::time::Instant::now() < until)
+    }
+}
+
 struct Proposal {
     lead: Lead,
     append: Append,
@@ -93,6 +122,7 @@ pub struct Group {
     /// Proposals, empty ones too, whose outcome is not known.
     open: Arc<AtomicUsize>,
     lead: watch::Receiver<Option<Lead>>,
+    given: Arc<Given>,
     tasks: [JoinHandle<()>; 2],
 }
 
@@ -140,8 +170,9 @@ impl Group {
         let (proposed, open) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
         let (lead_sender, lead) = watch::channel(None);
         let proposer = tokio::spawn(propose_all(raft.clone(), queue));
-        let watcher = tokio::spawn(watch_lead(id, raft.clone(), lead_sender, metrics));
-        Ok(Self { id, raft, log, proposals, proposed, open, lead, tasks: [proposer, watcher] })
+        let given = Arc::new(Given::default());
+        let watcher = tokio::spawn(watch_lead(id, raft.clone(), lead_sender, Arc::clone(&given), metrics));
+        Ok(Self { id, raft, log, proposals, proposed, open, lead, given, tasks: [proposer, watcher] })
     }
 
     /// Raft itself.
@@ -166,7 +197,28 @@ impl Group {
     /// Whether `lead` is certainly still on: no other node can have been elected by now.
     #[must_use]
     pub fn holds_lease(&self, lead: Lead) -> bool {
-        lease(&self.raft, LEASE).is_some_and(|held| held == lead)
+        lease(&self.raft, LEASE).is_some_and(|held| held == lead) && !self.given.is(lead)
+    }
+
+    /// Gives this node's lead to another voter, if it has it. The rooms fall silent first, and what they have said is
+    /// agreed upon: whoever leads next has all of it in the history, even if it does not reach all who heard it.
+    pub async fn give_lead_to(&self, successor: Incarnation) {
+        let mut lead = self.lead();
+        let ours = *lead.borrow();
+        if let Some(ours) = ours {
+            self.given.set(ours);
+            let settled = async {
+                // The rooms are told; their last words are in the queue then.
+                let _ = lead.wait_for(Option::is_none).await;
+                tokio::time::sleep(SETTLED_POLL).await;
+                while self.open.load(Ordering::Acquire) > 0 {
+                    tokio::time::sleep(SETTLED_POLL).await;
+                }
+            };
+            let _ = tokio::time::timeout(SETTLES_WITHIN, settled).await;
+        }
+        // A group that has stopped has nothing to give away.
+        let _ = self.raft.trigger().transfer_leader(successor).await;
     }
 
     /// Whether so much is on its way that rooms should refuse more.
@@ -275,11 +327,12 @@ async fn watch_lead(
     id: GroupId,
     raft: Raft<Types, StateMachine>,
     lead: watch::Sender<Option<Lead>>,
+    given: Arc<Given>,
     metrics: Arc<Metrics>,
 ) {
     let mut changes = raft.server_metrics();
     loop {
-        let held = lease(&raft, STAND_ASIDE);
+        let held = lease(&raft, STAND_ASIDE).filter(|held| !given.is(*held));
         let known = *lead.borrow();
         if held != known {
             if known.is_some() {
@@ -301,10 +354,10 @@ async fn watch_lead(
         // What changes is told here a moment before `lease` can see it; and a lease runs out without anything changing.
         let leads = changes.borrow_watched().state == ServerState::Leader;
         let patience = if leads && lead.borrow().is_none() { WATCH_CLOSELY } else { WATCH };
-        let changed = if leads {
-            tokio::time::timeout(patience, changes.changed()).await.unwrap_or(Ok(()))
-        } else {
-            changes.changed().await
+        let changed = tokio::select! {
+            changed = changes.changed() => changed,
+            () = given.changed.notified() => Ok(()),
+            () = tokio::time::sleep(patience), if leads => Ok(()),
         };
         if changed.is_err() {
             // The group has stopped, because the node stops or its store has failed: its rooms still have to tell

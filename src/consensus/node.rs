@@ -10,6 +10,7 @@ use crate::metrics::Metrics;
 use crate::protocol::names::ShardId;
 use crate::storage::store::{Row, Store};
 use crate::storage::writer::{Change, Flush, Space, Writer};
+use futures_util::future::join_all;
 use openraft::alias::SnapshotOf;
 use openraft::async_runtime::watch::WatchReceiver;
 use serde::{Deserialize, Serialize};
@@ -53,6 +54,8 @@ pub struct Peer {
     pub has_past: bool,
     /// Whether it is about to stop, so that it must not be given anything to lead.
     pub leaving: bool,
+    /// Whether it is linked to all others that this node is linked to. Who leads a shard has to reach everyone.
+    pub sees_all: bool,
 }
 
 /// Says which nodes are linked now.
@@ -224,12 +227,10 @@ impl Consensus {
     /// Gives every lead away to whoever of the linked `peers` is up to date, and waits until that has happened.
     pub async fn hand_over(&self, peers: &[Peer]) {
         let deadline = Instant::now() + HAND_OVER_TIMEOUT;
-        for group in self.groups.values() {
-            if let Some(successor) = tending::successor(group, self.incarnation, peers) {
-                // A group that has stopped has nothing to give away.
-                let _ = group.raft().trigger().transfer_leader(successor).await;
-            }
-        }
+        let giving = self.groups.values().filter_map(|group| {
+            Some(group.give_lead_to(tending::successor(group, self.incarnation, peers)?))
+        });
+        join_all(giving).await;
         let leads = |group: &Group| {
             group.raft().as_leader().is_ok() && tending::successor(group, self.incarnation, peers).is_some()
         };

@@ -92,6 +92,7 @@ async fn start(hub: &Arc<Hub>, name: &str, all: &[&str]) -> Node {
                     incarnation,
                     has_past: consensus.has_past(),
                     leaving: false,
+                    sees_all: true,
                 })
                 .collect()
         })

@@ -179,6 +179,7 @@ impl Tender {
         let settled = peers.iter().find(|peer| {
             peer.name == preferred
                 && !peer.leaving
+                && peer.sees_all
                 && voters.contains_key(&peer.incarnation)
                 && self
                     .seen_since
@@ -190,7 +191,7 @@ impl Tender {
             && group.lead().borrow().is_some()
         {
             debug!(group = %group.id, to = preferred, "the lead is handed on");
-            let _ = group.raft().trigger().transfer_leader(peer.incarnation).await;
+            group.give_lead_to(peer.incarnation).await;
         }
     }
 }
@@ -307,7 +308,7 @@ fn is_up_to_date(group: &Group, follower: Incarnation) -> bool {
     matched.is_some_and(|matched| matched.index + SUCCESSOR_LAG_MAX >= last)
 }
 
-/// Who could lead `group` after this node: the most advanced of the linked voters.
+/// Who could lead `group` after this node: of the linked voters that reach everyone the most advanced.
 pub(super) fn successor(group: &Group, incarnation: Incarnation, peers: &[Peer]) -> Option<Incarnation> {
     if group.raft().as_leader().is_err() {
         return None;
@@ -316,9 +317,11 @@ pub(super) fn successor(group: &Group, incarnation: Incarnation, peers: &[Peer])
     let metrics = group.raft().metrics();
     let metrics = metrics.borrow_watched();
     let replication = metrics.replication.as_ref()?;
-    let staying = peers.iter().filter(|peer| !peer.leaving).map(|peer| peer.incarnation);
-    staying
-        .filter(|id| voters.contains_key(id))
-        .filter(|id| *id != incarnation)
-        .max_by_key(|id| replication.get(id).and_then(|matched| matched.as_ref().map(|id| id.index)))
+    let matched = |id| replication.get(id).and_then(|matched| matched.as_ref().map(|id| id.index));
+    peers
+        .iter()
+        .filter(|peer| !peer.leaving && voters.contains_key(&peer.incarnation))
+        .filter(|peer| peer.incarnation != incarnation)
+        .max_by_key(|peer| (peer.sees_all, matched(&peer.incarnation)))
+        .map(|peer| peer.incarnation)
 }
