@@ -38,6 +38,8 @@ while [ $# -gt 0 ]; do
   esac
 done
 
+export PARLEY_CHAOS_SEED=${PARLEY_CHAOS_SEED:-$((RANDOM << 15 | RANDOM))}
+
 echo "building the nodes and the harness"
 export RUST_BACKTRACE=0
 cargo test --quiet --locked --features fault-injection --test chaos --no-run

@@ -426,9 +426,13 @@ impl Arena {
             let reached = self.cluster.others(node).into_iter().filter(|&other| {
                 !self.severed.contains(&(node, other)) && !self.severed.contains(&(other, node))
             });
+            let reached = reached.count();
+            if reached == 0 {
+                self.begin(node, Trouble::Alone);
+            }
             let touched = self.severed.iter().any(|&(from, to)| from == node || to == node);
             // A node and those it reaches are a majority, or it can lead nothing and follow nobody.
-            if (reached.count() + 1) * 2 <= self.count() {
+            if (reached + 1) * 2 <= self.count() {
                 self.begin(node, Trouble::CutOff);
             } else if touched {
                 self.begin(node, Trouble::Strained);
@@ -483,7 +487,7 @@ impl Arena {
         self.severed.clear();
         self.cluster.heal();
         for node in self.cluster.all() {
-            self.end(node, &[Trouble::CutOff, Trouble::Strained, Trouble::Shaky]);
+            self.end(node, &[Trouble::CutOff, Trouble::Alone, Trouble::Strained, Trouble::Shaky]);
         }
     }
 

@@ -40,7 +40,7 @@ pub(crate) enum Kind {
     Ghost,
     /// Somebody was not shown what is in the history.
     Missed,
-    /// A node without a majority acknowledged something.
+    /// A node that reaches nobody, and so no majority of any shard's copies, acknowledged something.
     MinorityAck,
     /// A session was closed on a node that had no trouble.
     Closed,
@@ -172,8 +172,8 @@ impl Case<'_> {
                         Some(_) => {}
                     }
                     let before = at.saturating_sub(ACK_ON_ITS_WAY);
-                    if self.ledger.was_throughout(node, &[Trouble::CutOff], before, *at) {
-                        let words = format!("{where_and_when}, which reaches no majority");
+                    if self.ledger.was_throughout(node, &[Trouble::Alone], before, *at) {
+                        let words = format!("{where_and_when}, which reaches nobody");
                         self.find(Kind::MinorityAck, *at, &words);
                     }
                 }
@@ -434,9 +434,9 @@ mod tests {
             .push((at(10_000), Event::Acked { id: "alice-0".to_owned(), timestamp: 1_000 }));
         for (from, found) in [(9_000, false), (5_000, true)] {
             let mut ledger = Ledger::default();
-            ledger.begin(at(from), 0, Trouble::CutOff);
+            ledger.begin(at(from), 0, Trouble::Alone);
             assert_eq!(kinds(&evidence, &ledger).contains(&Kind::MinorityAck), found);
-            ledger.end(at(9_500), 0, &[Trouble::CutOff]);
+            ledger.end(at(9_500), 0, &[Trouble::Alone]);
             assert!(!kinds(&evidence, &ledger).contains(&Kind::MinorityAck));
         }
     }

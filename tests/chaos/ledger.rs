@@ -27,8 +27,10 @@ pub(crate) enum Trouble {
     Down,
     /// It is frozen.
     Frozen,
-    /// It reaches no majority.
+    /// It reaches no majority of the nodes.
     CutOff,
+    /// It reaches nobody: no majority of any shard's copies either.
+    Alone,
     /// It does not reach everyone, or late.
     Strained,
     /// All its links come and go, or carry little or late: again and again it is as good as cut off.
