@@ -21,7 +21,7 @@ const ROOMS: usize = 4;
 const DEAF_MAX: Duration = Duration::from_secs(10);
 
 /// The resident memory that a node may have, in bytes; of a build without optimisations.
-const MEMORY_MAX: u64 = 700 << 20;
+const MEMORY_MAX: u64 = 300 << 20;
 
 /// Between two lines of progress.
 const PROGRESS_EVERY: Duration = Duration::from_secs(5);
@@ -246,15 +246,11 @@ impl Round<'_> {
             let late: Vec<String> = self
                 .witnesses
                 .iter()
+                .map(Witness::record)
                 .zip(&before)
-                .filter(|(witness, before)| {
-                    let record = witness.record();
-                    record.acked == **before && (!record.said.is_empty() || !record.present)
-                })
-                .map(|(witness, _)| witness.record())
                 // Who only listens needs to be there.
-                .filter(|record| !record.present || !record.said.is_empty())
-                .map(|record| format!("{} in \"{}\"", record.name, record.room))
+                .filter(|(record, before)| !record.present || record.speaks && record.acked == **before)
+                .map(|(record, _)| format!("{} in \"{}\"", record.name, record.room))
                 .collect();
             if late.is_empty() {
                 return;

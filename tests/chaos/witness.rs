@@ -63,6 +63,7 @@ pub(crate) enum Event {
 pub(crate) struct Record {
     pub(crate) name: String,
     pub(crate) room: String,
+    pub(crate) speaks: bool,
     /// Id and text of everything said, in order.
     pub(crate) said: Vec<(String, String)>,
     pub(crate) events: Vec<(Moment, Event)>,
@@ -128,7 +129,9 @@ pub(crate) struct Witness {
 impl Witness {
     /// Sends somebody in.
     pub(crate) fn send(clock: Clock, habits: Habits) -> Self {
-        let record = Arc::new(Mutex::new(Record::of(&habits.name, &habits.room)));
+        let speaks = habits.says_every.is_some();
+        let record = Record { speaks, ..Record::of(&habits.name, &habits.room) };
+        let record = Arc::new(Mutex::new(record));
         let (wish, watched) = watch::channel(Wish::Chat);
         let life = Life { clock, habits, record: Arc::clone(&record), wish: watched };
         Self { record, wish, task: tokio::spawn(life.live()) }
