@@ -13,7 +13,7 @@ use crate::faults::{Fault, Whom};
 use crate::ledger::{Clock, Ledger, Moment, Trouble};
 use crate::proxy;
 use crate::support::disk::{EIO, ENOSPC, flip_bit, stale_block, truncate_journal};
-use crate::support::{Client, Opening, Seed, room_path};
+use crate::support::{Client, Frame, Opening, Seed, room_path};
 
 /// How long a node whose disk fails may take to notice and end.
 const ENDS_WITHIN: Duration = Duration::from_secs(15);
@@ -505,12 +505,9 @@ impl Arena {
                         let Ok(mut client) = opened else { continue };
                         let hello = format!("{{\"name\":\"storm {number}\"}}");
                         let _ = client.try_send(Message::text(hello)).await;
-                        let _ = tokio::time::timeout(STORM_STAY, async {
-                            loop {
-                                client.read().await;
-                            }
-                        })
-                        .await;
+                        // One that was lost would be read again and again without a pause.
+                        let stay = async { while client.read().await != Frame::Lost {} };
+                        let _ = tokio::time::timeout(STORM_STAY, stay).await;
                     }
                 });
             }
